@@ -1,0 +1,167 @@
+"""The job: what a study asks of every site, as one YAML text that travels with a run (docs/reference/configs.md).
+
+A job is a REQUEST. Each site parses it itself and holds it against its own policy; the stricter of both applies.
+This module imports no torch, so that a site can judge a job before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from bridge.config import Settings, parse_model, parse_yaml
+
+Strategy = Literal["FedAvg", "FedProx", "FedAdam", "FedYogi", "FedMedian", "FedTrimmedAvg", "Krum"]
+
+
+class Models(Settings):
+    """Digests of the frozen models that every site must hold. Filled in by `prepare`; sites refuse others."""
+
+    old_encoder: str
+    new_encoder: str
+    task_head: str
+
+
+class SelectionJob(Settings):
+    """Where the bridge goes: two-stage selection, or fixed positions."""
+
+    mode: Literal["scores", "moments", "fixed"] = "scores"
+    input_position: int | None = Field(default=None, ge=0)
+    """m, for mode `fixed`."""
+    output_position: int | None = Field(default=None, ge=0)
+    """l, for mode `fixed`."""
+    windows_per_patient: int = Field(default=16, ge=1)
+    """At most so many windows of one patient enter a statistic (w)."""
+    folds: int = Field(default=5, ge=2, le=20)
+    ridge: float = Field(default=1e-2, gt=0)
+    """Ridge strength of the `moments` probe, relative to the mean feature variance."""
+
+    @model_validator(mode="after")
+    def _fixed_has_positions(self) -> SelectionJob:
+        given = self.input_position is not None and self.output_position is not None
+        if self.mode == "fixed" and not given:
+            raise ValueError("mode 'fixed' needs input_position and output_position")
+        if self.mode != "fixed" and (self.input_position is not None or self.output_position is not None):
+            raise ValueError(f"input_position and output_position are chosen by mode '{self.mode}': leave them out")
+        return self
+
+
+class BridgeJob(Settings):
+    """Size and start of the prototype bridge."""
+
+    rank: int = Field(default=8, ge=1)
+    prototypes: int = Field(default=32, ge=1)
+    initialisation: Literal["random", "public"] = "random"
+    """Prototypes: standard normal, or centroids of PUBLIC old tokens shipped with the models."""
+
+
+class AlignmentJob(Settings):
+    """The loss between the old encoder's own tokens and those reached through the bridge."""
+
+    loss: Literal["cosine", "mse", "l1", "infonce"] = "cosine"
+    layer: Literal["final", "bridge"] = "final"
+    negatives: Literal["batch", "patient"] = "batch"
+    """InfoNCE: other windows of the whole batch (the paper), or of the same patient alone."""
+    temperature: float = Field(default=0.1, gt=0)
+
+
+class TrainJob(Settings):
+    """Rounds of local training. A step is one mini-batch; equal steps at every site, so equal weights mean equal work."""
+
+    rounds: int = Field(default=20, ge=1)
+    local_steps: int = Field(default=20, ge=1)
+    patients_per_batch: int = Field(default=8, ge=1)
+    windows_per_patient: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    keep: Literal["last", "best"] = "last"
+    criterion: Literal["train_loss", "agreement", "balanced_accuracy"] = "agreement"
+    """For `keep: best`, on validation patients (train_loss: on the training ones); needs the policies' permission."""
+
+
+class StrategyJob(Settings):
+    """Flower's strategy by name, with its own options."""
+
+    name: Strategy = "FedAvg"
+    server_learning_rate: float = Field(default=0.1, gt=0)
+    """FedAdam, FedYogi: eta."""
+    proximal_mu: float = Field(default=0.01, ge=0)
+    """FedProx."""
+    trim: float = Field(default=0.2, ge=0, lt=0.5)
+    """FedTrimmedAvg: share cut at each end."""
+    malicious_sites: int = Field(default=0, ge=0)
+    """Krum: how many sites may answer anything."""
+
+
+class SitesJob(Settings):
+    """Who takes part, and what a round needs to count."""
+
+    minimum: int = Field(default=2, ge=1)
+    """Fewer good replies than this: the phase or round is repeated, then the run stops with a checkpoint."""
+    expected: tuple[str, ...] = ()
+    """Agreed names; empty: any site whose describe says yes. Others are not asked."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Public weights by site name; empty: equal weights of 1.0. Never a count."""
+    wait_seconds: float = Field(default=60, gt=0)
+    """How long to wait for the sites to come online."""
+    timeout_seconds: float = Field(default=600, gt=0)
+    """How long to wait for the replies of one exchange."""
+    retries: int = Field(default=2, ge=0)
+
+    @model_validator(mode="after")
+    def _weights_are_positive(self) -> SitesJob:
+        bad = {name: weight for name, weight in self.weights.items() if not 0 < weight <= 1}
+        if bad:
+            raise ValueError(f"weights must lie in (0, 1], not {bad}")
+        if self.weights and self.expected and set(self.weights) != set(self.expected):
+            raise ValueError("weights and expected must name the same sites")
+        return self
+
+    def weight(self, site: str) -> float:
+        """The public weight of a site; 1.0 where equal weights hold."""
+        return self.weights.get(site, 1.0) if self.weights else 1.0
+
+
+class EvaluateJob(Settings):
+    """Federated evaluation: confusion sums of the sites that permit them."""
+
+    final: bool = True
+    """Evaluate the kept bridge on the test patients at the end."""
+    every: int = Field(default=0, ge=0)
+    """Evaluate on the validation patients every so many rounds; 0: only where `keep: best` needs it."""
+
+
+class PrivacyJob(Settings):
+    """The mechanism asked for. A site refuses what its policy does not list."""
+
+    mechanism: Literal["none"] = "none"
+
+
+class Job(Settings):
+    """One study's job. `fedbridge-sim prepare` writes it resolved, with the digests of the models."""
+
+    schema_: Literal["fedbridge.job/1"] = Field(default="fedbridge.job/1", alias="schema")
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    coordinator: str = Field(default="simulation", min_length=1, max_length=64)
+    """Judged by each policy's `coordinators`."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    models: Models
+    selection: SelectionJob = SelectionJob()
+    bridge: BridgeJob = BridgeJob()
+    alignment: AlignmentJob = AlignmentJob()
+    train: TrainJob = TrainJob()
+    strategy: StrategyJob = StrategyJob()
+    sites: SitesJob = SitesJob()
+    evaluate: EvaluateJob = EvaluateJob()
+    privacy: PrivacyJob = PrivacyJob()
+
+
+def parse_job(text: str) -> Job:
+    """The job in a run's text; raises `ConfigError` that names the key."""
+    return parse_model(parse_yaml(text, "job"), Job, "job")
+
+
+def job_text(job: Job) -> str:
+    """The one YAML text of a job, every key written out; `parse_job` gives the job back."""
+    return yaml.safe_dump(job.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)

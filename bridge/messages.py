@@ -1,0 +1,219 @@
+"""The schema of everything that may leave a site, and of what the server asks.
+
+Client and server both read this module and neither trusts the other: the site's outbox refuses what does not fit before
+it leaves, the server's replies check refuses what does not fit before it is used. Nothing else has a name, so nothing
+else can leave. Imports no torch.
+
+How items travel in Flower's records (one name, one kind): arrays in the ArrayRecord `arrays`, numbers in the MetricRecord
+`metrics`, texts and flags in the ConfigRecord `config`. A record without items is left out, except that a train reply
+always has exactly one ArrayRecord and one MetricRecord, as Flower's strategies demand.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+from bridge.encoders.cards import EncoderCard, HeadCard
+from bridge.errors import ItemError
+from bridge.job import Job
+
+ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
+
+DESCRIBE, PROBE, SIMILARITY, TRAIN, EVALUATE = "query.describe", "query.probe", "query.similarity", "train", "evaluate"
+MESSAGES = (DESCRIBE, PROBE, SIMILARITY, TRAIN, EVALUATE)
+
+SITE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+"""A site's agreed name: it leaves the site, so it is a plain word and no place for anything else."""
+
+Kind = Literal["array", "number", "text", "flag"]
+
+
+class ReasonCode(IntEnum):
+    """Why a site can't or won't: all that the server learns of an error. Flower's own codes stay below 100."""
+
+    OK = 0
+    INTERNAL = 100
+    JOB_INVALID = 101
+    COORDINATOR_UNKNOWN = 102
+    POLICY_FORBIDS = 103
+    MECHANISM_FORBIDDEN = 104
+    TOO_MANY_ROUNDS = 105
+    TOO_FEW_PATIENTS = 106
+    WEIGHTS_DIFFER = 107
+    WEIGHTS_MISSING = 108
+    DATA_UNUSABLE = 109
+    SITE_MISCONFIGURED = 110
+    MESSAGE_INVALID = 111
+    ITEM_REFUSED = 112
+    GROUP_TOO_SMALL = 113
+    STORAGE = 114
+    TOO_SLOW = 115
+
+
+SENTENCES: MappingProxyType[ReasonCode, str] = MappingProxyType(
+    {
+        ReasonCode.OK: "The site can take part.",
+        ReasonCode.INTERNAL: "The site met an error of its own; its local log tells more.",
+        ReasonCode.JOB_INVALID: "The site can't read the job.",
+        ReasonCode.COORDINATOR_UNKNOWN: "The site's policy does not list this coordinator.",
+        ReasonCode.POLICY_FORBIDS: "The site's policy does not permit what was asked.",
+        ReasonCode.MECHANISM_FORBIDDEN: "The site's policy does not permit this privacy mechanism.",
+        ReasonCode.TOO_MANY_ROUNDS: "The site's policy permits fewer rounds.",
+        ReasonCode.TOO_FEW_PATIENTS: "The site has fewer patients than its own policy demands.",
+        ReasonCode.WEIGHTS_DIFFER: "The site's models are not those of the job.",
+        ReasonCode.WEIGHTS_MISSING: "The site's models are missing or damaged.",
+        ReasonCode.DATA_UNUSABLE: "The site's recordings can't be used as they are.",
+        ReasonCode.SITE_MISCONFIGURED: "The site's own configuration can't be used.",
+        ReasonCode.MESSAGE_INVALID: "The message is not one that a site answers.",
+        ReasonCode.ITEM_REFUSED: "The site's outbox refused an item of the reply.",
+        ReasonCode.GROUP_TOO_SMALL: "The group of patients is smaller than the site's policy permits for metrics.",
+        ReasonCode.STORAGE: "The site can't write to its disk.",
+        ReasonCode.TOO_SLOW: "The message took longer than the site's policy permits.",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The public numbers that item shapes are written in; the same at the server and at every site."""
+
+    positions_new: int
+    positions_old: int
+    classes: int
+    rank: int = 0
+    prototypes: int = 0
+    width_new: int = 0
+    tokens_old: int = 0
+    width_old: int = 0
+    probe_moments: int = 0
+
+    @classmethod
+    def of(
+        cls, job: Job, old: EncoderCard, new: EncoderCard, head: HeadCard, positions: tuple[int, int] | None = None
+    ) -> Dimensions:
+        """From the job and the cards; the bridge's sizes need the chosen `(m, l)`."""
+        classes, folds = len(head.classes), job.selection.folds
+        sizes: dict[str, int] = {
+            "positions_new": new.positions,
+            "positions_old": old.positions,
+            "classes": classes,
+            "probe_moments": sum(folds * moments_length(width, classes) for _, width in new.layouts_out),
+        }
+        if positions is not None:
+            m, l = positions  # noqa: E741
+            tokens, width = old.layout(l, "in")
+            sizes |= {"width_new": new.layout(m, "out")[1], "tokens_old": tokens, "width_old": width}
+            sizes |= {"rank": job.bridge.rank, "prototypes": job.bridge.prototypes}
+        return cls(**sizes)
+
+
+def moments_length(width: int, classes: int) -> int:
+    """Numbers in one fold's probe moments at one position.
+
+    With features x extended by a one and one-hot pseudo-labels Y: the upper triangle of X'X (its corner is the number of
+    windows), and X'Y (its last row holds the class counts; Y'Y of one-hot labels is the number of windows again).
+    """
+    extended = width + 1
+    return extended * (extended + 1) // 2 + extended * classes
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that may leave a site. `shape` is written in fields of `Dimensions`, joined by `*` for a product."""
+
+    name: str
+    message: str
+    kind: Kind
+    purpose: str
+    shape: tuple[str, ...] = ()
+    dtype: str = ""
+    low: float = -np.inf
+    high: float = np.inf
+    opt_in: bool = False
+
+    def resolved_shape(self, dimensions: Dimensions) -> tuple[int, ...]:
+        """The shape in numbers."""
+        sizes = []
+        for term in self.shape:
+            factors = (int(part) if part.isdigit() else int(getattr(dimensions, part)) for part in term.split("*"))
+            sizes.append(int(np.prod(list(factors))))
+        return tuple(sizes)
+
+
+_UPDATE_BOUND = 1e6
+_COUNT_BOUND = 2.0**53
+
+_ITEMS = (
+    Item("site", DESCRIBE, "text", "order and report replies by the site's agreed name"),
+    Item("can_take_part", DESCRIBE, "flag", "know whom to ask"),
+    Item("reason", DESCRIBE, "number", "tell why a site can't take part", low=0, high=199),
+    Item("probe_scores", PROBE, "array", "choose the input position", ("positions_new",), "float64", 0, 1),
+    Item("probe_moments", PROBE, "array", "choose the input position", ("probe_moments",), "float64", opt_in=True),
+    Item("similarity_scores", SIMILARITY, "array", "choose the output position", ("positions_old",), "float64", -1, 1),
+    Item("similarity_moments", SIMILARITY, "array", "choose the output position", ("positions_old", "3"), "float64", opt_in=True),
+    Item("update.A", TRAIN, "array", "train the bridge", ("width_new", "rank"), "float32", -_UPDATE_BOUND, _UPDATE_BOUND),
+    Item("update.B", TRAIN, "array", "train the bridge", ("rank", "tokens_old*prototypes"), "float32", -_UPDATE_BOUND, _UPDATE_BOUND),
+    Item("update.P", TRAIN, "array", "train the bridge", ("prototypes", "width_old"), "float32", -_UPDATE_BOUND, _UPDATE_BOUND),
+    Item("weight", TRAIN, "number", "average with equal or public weights", low=0, high=1),
+    Item("train_loss", TRAIN, "number", "follow the training", low=-_UPDATE_BOUND, high=_UPDATE_BOUND, opt_in=True),
+    Item("confusion.bridge", EVALUATE, "array", "labels against the bridge", ("classes", "classes"), "int64", 0, _COUNT_BOUND, True),
+    Item("confusion.teacher", EVALUATE, "array", "labels against the teacher", ("classes", "classes"), "int64", 0, _COUNT_BOUND, True),
+    Item("confusion.agreement", EVALUATE, "array", "pseudo-labels against the bridge", ("classes", "classes"), "int64", 0, _COUNT_BOUND, True),
+)
+
+ITEMS: MappingProxyType[str, Item] = MappingProxyType({item.name: item for item in _ITEMS})
+DEFAULT_ITEMS = tuple(item.name for item in _ITEMS if not item.opt_in)
+UPDATE_ITEMS = ("update.A", "update.B", "update.P")
+CONFUSION_ITEMS = ("confusion.bridge", "confusion.teacher", "confusion.agreement")
+
+
+def declared(name: str, message: str) -> Item:
+    """The item of that name in that message; raises `ItemError` where there is none."""
+    item = ITEMS.get(name)
+    if item is None or item.message != message:
+        known = ", ".join(each.name for each in _ITEMS if each.message == message) or "none"
+        raise ItemError(f"item '{name}' is not declared for '{message}'", why=f"declared there: {known}", fix="leave it out")
+    return item
+
+
+def check_item(item: Item, value: Any, dimensions: Dimensions) -> None:
+    """Raise `ItemError` unless `value` is exactly what `item` declares: kind, dtype, shape, finite, within its bound.
+
+    Errors name the item, the shape and the bound, never the value.
+    """
+    if item.kind == "array":
+        _check_array(item, value, dimensions)
+    elif item.kind == "number":
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise _refused(item, f"it is a {type(value).__name__}", "a number is declared")
+        if not np.isfinite(value) or not item.low <= value <= item.high:
+            raise _refused(item, "it is not finite or out of its bound", f"[{item.low:g}, {item.high:g}] is declared")
+    elif item.kind == "flag":
+        if not isinstance(value, bool):
+            raise _refused(item, f"it is a {type(value).__name__}", "yes or no is declared")
+    elif not isinstance(value, str) or not SITE_NAME.match(value):
+        raise _refused(item, "it is not a plain name", "letters, digits, '_', '.', '-', at most 63, are declared")
+
+
+def _check_array(item: Item, value: Any, dimensions: Dimensions) -> None:
+    shape = item.resolved_shape(dimensions)
+    if not isinstance(value, np.ndarray):
+        raise _refused(item, f"it is a {type(value).__name__}", "an array is declared")
+    if value.dtype.name != item.dtype:
+        raise _refused(item, f"its dtype is {value.dtype.name}", f"{item.dtype} is declared")
+    if value.shape != shape:
+        raise _refused(item, f"its shape is {value.shape}", f"{shape} is declared")
+    if not np.isfinite(value).all():
+        raise _refused(item, "it holds NaN or infinity", "finite numbers are declared")
+    if value.size and (value.min() < item.low or value.max() > item.high):
+        raise _refused(item, "it goes beyond its bound", f"[{item.low:g}, {item.high:g}] is declared")
+
+
+def _refused(item: Item, why: str, declares: str) -> ItemError:
+    return ItemError(f"item '{item.name}' of '{item.message}' is refused: {why}", why=declares, fix="see docs/reference/messages.md")
