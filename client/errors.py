@@ -1,0 +1,78 @@
+"""Errors inside a hospital. Only the `ReasonCode` of one ever crosses the door; its text stays in the site's log."""
+
+from __future__ import annotations
+
+from bridge.errors import ExitCode, FedbridgeError
+from bridge.messages import ReasonCode
+
+
+class SiteError(FedbridgeError):
+    """Base: an error with the code that the server may learn."""
+
+    reason: ReasonCode = ReasonCode.INTERNAL
+
+
+class SiteFileError(SiteError):
+    """The site file or policy can't be used."""
+
+    exit_code = ExitCode.CONFIG
+    reason = ReasonCode.SITE_MISCONFIGURED
+
+
+class RecordingError(SiteError):
+    """A recording can't be read, or is not what the site file says (channels, rate, lengths)."""
+
+    exit_code = ExitCode.DATA
+    reason = ReasonCode.DATA_UNUSABLE
+
+
+class NoWindowsError(SiteError):
+    """No usable window, or too few patients for what was asked."""
+
+    exit_code = ExitCode.DATA
+    reason = ReasonCode.DATA_UNUSABLE
+
+
+class ModelsError(SiteError):
+    """The site's models are missing, damaged, or do not fit its recordings."""
+
+    exit_code = ExitCode.WEIGHTS
+    reason = ReasonCode.WEIGHTS_MISSING
+
+
+class PolicyError(SiteError):
+    """The site's policy refuses what was asked."""
+
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, reason: ReasonCode, what: str, *, why: str = "", fix: str = "") -> None:
+        super().__init__(what, why=why, fix=fix)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_policy_error, (self.reason, self.what, self.why, self.fix))
+
+
+def _policy_error(reason: ReasonCode, what: str, why: str, fix: str) -> PolicyError:
+    return PolicyError(reason, what, why=why, fix=fix)
+
+
+class OutboxError(SiteError):
+    """The outbox refused an item."""
+
+    exit_code = ExitCode.REFUSED
+    reason = ReasonCode.ITEM_REFUSED
+
+
+class AuditError(SiteError):
+    """The audit log is damaged or can't be written."""
+
+    exit_code = ExitCode.STORAGE
+    reason = ReasonCode.STORAGE
+
+
+class CacheError(SiteError):
+    """The feature cache can't be written (full disk, permissions)."""
+
+    exit_code = ExitCode.STORAGE
+    reason = ReasonCode.STORAGE

@@ -1,0 +1,166 @@
+"""`run.json`: what a run did, as data. Written by the run, read by the report; its JSON schema is in the docs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from bridge.config import Settings
+from server.errors import RunFolderError
+
+RUN_JSON = "run.json"
+
+
+class Metric(Settings):
+    """One figure; `low` and `high` bound its 95 % interval, null where there is none."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Metrics(Settings):
+    """The figures of one predictor on the test patients; null where its confusion was not permitted or has no labels."""
+
+    balanced_accuracy: Metric | None = None
+    f1_macro: Metric | None = None
+    f1_weighted: Metric | None = None
+    agreement: Metric | None = None
+    """Share of windows on which it predicts the pseudo-label."""
+
+
+class PositionScores(Settings):
+    """One score a position: the aggregate, and each site's where its policy and the mode let the server see it."""
+
+    aggregate: list[float]
+    per_site: dict[str, list[float]] | None = None
+
+
+class SelectionRecord(Settings):
+    """Which positions were chosen, and on what."""
+
+    mode: Literal["scores", "moments", "fixed"]
+    input_position: int
+    output_position: int
+    probe_scores: PositionScores | None = None
+    similarity_scores: PositionScores | None = None
+
+
+class BridgeRecord(Settings):
+    """The kept bridge."""
+
+    parameters: int
+    rank: int
+    prototypes: int
+    sha256: str
+    """sha256 of its safetensors file in `bridge/`."""
+    kept_round: int
+
+
+class RoundRecord(Settings):
+    """One counted round."""
+
+    round: int
+    loss: float | None = None
+    criterion: float | None = None
+    """The `keep: best` criterion where it was computed."""
+    sites: list[str]
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+
+
+class SiteRecord(Settings):
+    """What a site answered to describe, and which turns it lost."""
+
+    site: str
+    can_take_part: bool
+    reason: str
+    lost_turns: list[str] = Field(default_factory=list)
+    """`round or phase: why`, by code."""
+
+
+class Evaluation(Settings):
+    """The result beside its controls, all on the same test patients."""
+
+    bridge: Metrics | None = None
+    teacher: Metrics | None = None
+    chance: Metrics | None = None
+    baselines: dict[Literal["shuffled_pairs", "centralised", "linear_student", "site_alone"], Metrics] = Field(default_factory=dict)
+    site_alone_per_site: dict[str, Metrics] = Field(default_factory=dict)
+    confusion: dict[Literal["bridge", "teacher", "agreement"], list[list[int]]] = Field(default_factory=dict)
+    """Rows: labels (pseudo-labels for `agreement`); columns: predictions; order of `classes`."""
+    groups: dict[str, dict[str, Metrics]] = Field(default_factory=dict)
+    """Figures told apart by a public group of the recordings (for example the alarm type): group, predictor, metrics."""
+    classes: list[str] = Field(default_factory=list)
+    patients: int | None = None
+    windows: int | None = None
+    interval: str = ""
+
+
+class OutboxRecord(Settings):
+    """What left a site, item by item."""
+
+    site: str
+    item: str
+    count: int
+    bytes: int
+    purpose: str
+
+
+class RunRecord(Settings):
+    """The whole of `run.json`, schema fedbridge.run/1."""
+
+    schema_: Literal["fedbridge.run/1"] = Field(default="fedbridge.run/1", alias="schema")
+    status: Literal["running", "completed", "failed"]
+    error: str | None = None
+    run_id: str
+    name: str
+    config: dict[str, Any]
+    seed: int
+    engine: Literal["local", "flower", "deployment"]
+    threat_model: Literal["none"] = "none"
+    sites: list[SiteRecord] = Field(default_factory=list)
+    selection: SelectionRecord | None = None
+    bridge: BridgeRecord | None = None
+    rounds: list[RoundRecord] = Field(default_factory=list)
+    evaluation: Evaluation = Evaluation()
+    outbox: list[OutboxRecord] = Field(default_factory=list)
+    models: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Card of each frozen model: old_encoder, new_encoder, task_head."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    started: str = ""
+    seconds: float = 0.0
+    resumed_from_round: int | None = None
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write `run.json` in one atomic rename; raises `RunFolderError` where the folder can't be written."""
+    text = json.dumps(record.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False, allow_nan=False)
+    partial = folder / f".{RUN_JSON}.{os.getpid()}"
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(folder / RUN_JSON)
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder}: the run record can't be written", why=error.strerror or "", fix="free space or choose a writable --out"
+        ) from error
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read `run.json` of a run folder; raises `RunFolderError` where there is none or it is no run record."""
+    path = folder / RUN_JSON
+    try:
+        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(
+            f"{path}: can't be read", why=error.strerror or "", fix="name the folder of a run (it holds run.json)"
+        ) from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise RunFolderError(
+            f"{path}: is not a run record of schema fedbridge.run/1", why=str(error).splitlines()[0], fix="use the file as the run wrote it"
+        ) from error

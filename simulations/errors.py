@@ -1,0 +1,17 @@
+"""Errors of simulation."""
+
+from __future__ import annotations
+
+from bridge.errors import ExitCode, FedbridgeError
+
+
+class CohortError(FedbridgeError):
+    """A cohort can't be made or read, or can't be divided as asked."""
+
+    exit_code = ExitCode.DATA
+
+
+class EngineError(FedbridgeError):
+    """An engine could not be started, or its run failed."""
+
+    exit_code = ExitCode.RUN_FAILED
