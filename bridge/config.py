@@ -55,13 +55,17 @@ def parse_model(value: Any, model: type[Model], name: str) -> Model:
     """Validate plain values as `model`; `name` is the file's, for errors."""
     if not isinstance(value, dict):
         raise ConfigError(
-            f"{name}: holds no keys", why="a mapping of keys to values is expected", fix=f"see the keys of {model.__name__}"
+            f"{name}: holds no keys",
+            why="a mapping of keys to values is expected",
+            fix=f"see the keys of {model.__name__}",
         )
     try:
         return model.model_validate(value)
     except ValidationError as error:
         lines = [_explain(details, model) for details in error.errors()]
-        raise ConfigError(f"{name}: " + "; ".join(lines), why=f"{len(lines)} problem(s) in the file", fix=_FIX) from error
+        raise ConfigError(
+            f"{name}: " + "; ".join(lines), why=f"{len(lines)} problem(s) in the file", fix=_FIX
+        ) from error
 
 
 _FIX = "correct the named keys; each key is explained in the file that ships and in docs/reference/configs.md"

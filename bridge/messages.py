@@ -156,15 +156,73 @@ _ITEMS = (
     Item("probe_scores", PROBE, "array", "choose the input position", ("positions_new",), "float64", 0, 1),
     Item("probe_moments", PROBE, "array", "choose the input position", ("probe_moments",), "float64", opt_in=True),
     Item("similarity_scores", SIMILARITY, "array", "choose the output position", ("positions_old",), "float64", -1, 1),
-    Item("similarity_moments", SIMILARITY, "array", "choose the output position", ("positions_old", "3"), "float64", opt_in=True),
-    Item("update.A", TRAIN, "array", "train the bridge", ("width_new", "rank"), "float32", -_UPDATE_BOUND, _UPDATE_BOUND),
-    Item("update.B", TRAIN, "array", "train the bridge", ("rank", "tokens_old*prototypes"), "float32", -_UPDATE_BOUND, _UPDATE_BOUND),
-    Item("update.P", TRAIN, "array", "train the bridge", ("prototypes", "width_old"), "float32", -_UPDATE_BOUND, _UPDATE_BOUND),
+    Item(
+        "similarity_moments",
+        SIMILARITY,
+        "array",
+        "choose the output position",
+        ("positions_old", "3"),
+        "float64",
+        opt_in=True,
+    ),
+    Item(
+        "update.A", TRAIN, "array", "train the bridge", ("width_new", "rank"), "float32", -_UPDATE_BOUND, _UPDATE_BOUND
+    ),
+    Item(
+        "update.B",
+        TRAIN,
+        "array",
+        "train the bridge",
+        ("rank", "tokens_old*prototypes"),
+        "float32",
+        -_UPDATE_BOUND,
+        _UPDATE_BOUND,
+    ),
+    Item(
+        "update.P",
+        TRAIN,
+        "array",
+        "train the bridge",
+        ("prototypes", "width_old"),
+        "float32",
+        -_UPDATE_BOUND,
+        _UPDATE_BOUND,
+    ),
     Item("weight", TRAIN, "number", "average with equal or public weights", low=0, high=1),
     Item("train_loss", TRAIN, "number", "follow the training", low=-_UPDATE_BOUND, high=_UPDATE_BOUND, opt_in=True),
-    Item("confusion.bridge", EVALUATE, "array", "labels against the bridge", ("classes", "classes"), "int64", 0, _COUNT_BOUND, True),
-    Item("confusion.teacher", EVALUATE, "array", "labels against the teacher", ("classes", "classes"), "int64", 0, _COUNT_BOUND, True),
-    Item("confusion.agreement", EVALUATE, "array", "pseudo-labels against the bridge", ("classes", "classes"), "int64", 0, _COUNT_BOUND, True),
+    Item(
+        "confusion.bridge",
+        EVALUATE,
+        "array",
+        "labels against the bridge",
+        ("classes", "classes"),
+        "int64",
+        0,
+        _COUNT_BOUND,
+        True,
+    ),
+    Item(
+        "confusion.teacher",
+        EVALUATE,
+        "array",
+        "labels against the teacher",
+        ("classes", "classes"),
+        "int64",
+        0,
+        _COUNT_BOUND,
+        True,
+    ),
+    Item(
+        "confusion.agreement",
+        EVALUATE,
+        "array",
+        "pseudo-labels against the bridge",
+        ("classes", "classes"),
+        "int64",
+        0,
+        _COUNT_BOUND,
+        True,
+    ),
 )
 
 ITEMS: MappingProxyType[str, Item] = MappingProxyType({item.name: item for item in _ITEMS})
@@ -178,7 +236,9 @@ def declared(name: str, message: str) -> Item:
     item = ITEMS.get(name)
     if item is None or item.message != message:
         known = ", ".join(each.name for each in _ITEMS if each.message == message) or "none"
-        raise ItemError(f"item '{name}' is not declared for '{message}'", why=f"declared there: {known}", fix="leave it out")
+        raise ItemError(
+            f"item '{name}' is not declared for '{message}'", why=f"declared there: {known}", fix="leave it out"
+        )
     return item
 
 
@@ -216,4 +276,6 @@ def _check_array(item: Item, value: Any, dimensions: Dimensions) -> None:
 
 
 def _refused(item: Item, why: str, declares: str) -> ItemError:
-    return ItemError(f"item '{item.name}' of '{item.message}' is refused: {why}", why=declares, fix="see docs/reference/messages.md")
+    return ItemError(
+        f"item '{item.name}' of '{item.message}' is refused: {why}", why=declares, fix="see docs/reference/messages.md"
+    )

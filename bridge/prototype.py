@@ -70,7 +70,9 @@ class PrototypeBridge(nn.Module):
         """Take parameters by name; raises `WeightsError` on a missing, extra or misshapen one, changing nothing."""
         wanted = self.shape.arrays()
         if set(arrays) != set(wanted):
-            raise WeightsError(f"a bridge has the parameters {list(wanted)}, not {sorted(arrays)}", fix="load a whole bridge")
+            raise WeightsError(
+                f"a bridge has the parameters {list(wanted)}, not {sorted(arrays)}", fix="load a whole bridge"
+            )
         for name, shape in wanted.items():
             if tuple(arrays[name].shape) != shape:
                 raise WeightsError(

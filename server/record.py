@@ -90,7 +90,9 @@ class Evaluation(Settings):
     bridge: Metrics | None = None
     teacher: Metrics | None = None
     chance: Metrics | None = None
-    baselines: dict[Literal["shuffled_pairs", "centralised", "linear_student", "site_alone"], Metrics] = Field(default_factory=dict)
+    baselines: dict[Literal["shuffled_pairs", "centralised", "linear_student", "site_alone"], Metrics] = Field(
+        default_factory=dict
+    )
     site_alone_per_site: dict[str, Metrics] = Field(default_factory=dict)
     confusion: dict[Literal["bridge", "teacher", "agreement"], list[list[int]]] = Field(default_factory=dict)
     """Rows: labels (pseudo-labels for `agreement`); columns: predictions; order of `classes`."""
@@ -147,7 +149,9 @@ def write_record(folder: Path, record: RunRecord) -> None:
         partial.replace(folder / RUN_JSON)
     except OSError as error:
         raise RunFolderError(
-            f"{folder}: the run record can't be written", why=error.strerror or "", fix="free space or choose a writable --out"
+            f"{folder}: the run record can't be written",
+            why=error.strerror or "",
+            fix="free space or choose a writable --out",
         ) from error
 
 
@@ -162,5 +166,7 @@ def read_record(folder: Path) -> RunRecord:
         ) from error
     except (ValidationError, UnicodeDecodeError) as error:
         raise RunFolderError(
-            f"{path}: is not a run record of schema fedbridge.run/1", why=str(error).splitlines()[0], fix="use the file as the run wrote it"
+            f"{path}: is not a run record of schema fedbridge.run/1",
+            why=str(error).splitlines()[0],
+            fix="use the file as the run wrote it",
         ) from error

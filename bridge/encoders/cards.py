@@ -100,11 +100,15 @@ def read_card(folder: Path, kind: type[Card]) -> Card:
         weights = sha256_file(folder / WEIGHTS)
     except OSError as error:
         raise WeightsError(
-            f"{folder}: no complete model folder", why=f"{CARD} and {WEIGHTS} are needed: {error.strerror}", fix="copy the whole folder"
+            f"{folder}: no complete model folder",
+            why=f"{CARD} and {WEIGHTS} are needed: {error.strerror}",
+            fix="copy the whole folder",
         ) from error
     except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise WeightsError(
-            f"{folder / CARD}: not a valid {kind.__name__}", why=str(error).splitlines()[0], fix="use the card written with the weights"
+            f"{folder / CARD}: not a valid {kind.__name__}",
+            why=str(error).splitlines()[0],
+            fix="use the card written with the weights",
         ) from error
     if weights != card.weights_sha256:
         raise WeightsError(
