@@ -68,7 +68,7 @@ class AlignmentJob(Settings):
 
 
 class TrainJob(Settings):
-    """Rounds of local training. A step is one mini-batch; equal steps at every site, so equal weights mean equal work."""
+    """Rounds of local training. A step is one mini-batch; every site takes equally many, so equal weights are fair."""
 
     rounds: int = Field(default=20, ge=1)
     local_steps: int = Field(default=20, ge=1)

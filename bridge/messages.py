@@ -4,9 +4,9 @@ Client and server both read this module and neither trusts the other: the site's
 it leaves, the server's replies check refuses what does not fit before it is used. Nothing else has a name, so nothing
 else can leave. Imports no torch.
 
-How items travel in Flower's records (one name, one kind): arrays in the ArrayRecord `arrays`, numbers in the MetricRecord
-`metrics`, texts and flags in the ConfigRecord `config`. A record without items is left out, except that a train reply
-always has exactly one ArrayRecord and one MetricRecord, as Flower's strategies demand.
+How items travel in Flower's records (one name, one kind): arrays in the ArrayRecord `arrays`, numbers in the
+MetricRecord `metrics`, texts and flags in the ConfigRecord `config`. A record without items is left out, except that a
+train reply always has exactly one ArrayRecord and one MetricRecord, as Flower's strategies demand.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ class Dimensions:
 def moments_length(width: int, classes: int) -> int:
     """Numbers in one fold's probe moments at one position.
 
-    With features x extended by a one and one-hot pseudo-labels Y: the upper triangle of X'X (its corner is the number of
-    windows), and X'Y (its last row holds the class counts; Y'Y of one-hot labels is the number of windows again).
+    With features X extended by a one and one-hot pseudo-labels Y: the upper triangle of X'X (its corner is the number
+    of windows), and X'Y (its last row holds the class counts; Y'Y of one-hot labels is the number of windows again).
     """
     extended = width + 1
     return extended * (extended + 1) // 2 + extended * classes

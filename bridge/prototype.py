@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bridge.errors import WeightsError
 
 Arrays = dict[str, NDArray[np.float32]]
-"""A bridge's parameters by name, in the method's shapes: A `(d_new, rank)`, B `(rank, tokens*prototypes)`, P `(prototypes, d_old)`."""
+"""Parameters by name: A `(d_new, rank)`, B `(rank, tokens*prototypes)`, P `(prototypes, d_old)`, as the method has them."""
 
 PARAMETERS = ("A", "B", "P")
 
@@ -94,8 +94,8 @@ class PrototypeBridge(nn.Module):
 def initial_arrays(shape: BridgeShape, seed: int, prototypes: NDArray[Any] | None = None) -> Arrays:
     """The start of training: A Kaiming-uniform, B zeros, prototypes standard normal or the given PUBLIC vectors.
 
-    `prototypes (n_prototypes, d_old)` replaces the random ones; it must come from public recordings, since what a server
-    broadcasts was never a patient's. Source: the paper's released scripts (`rand_N`).
+    `prototypes (n_prototypes, d_old)` replaces the random ones; it must come from public recordings, since what a
+    server broadcasts must never have been a patient's. Source: the paper's released scripts (`rand_N`).
     """
     generator = torch.Generator().manual_seed(seed)
     a = torch.empty(shape.rank, shape.width_new)

@@ -64,6 +64,6 @@ class Source:
 
 
 def cache_root() -> Path:
-    """Folder of everything made once: cohorts, models, features. `FEDBRIDGE_CACHE` overrides the user's cache folder."""
+    """Folder of all that is made once; `FEDBRIDGE_CACHE` overrides the user's cache folder."""
     override = os.environ.get("FEDBRIDGE_CACHE")
     return Path(override) if override else Path(platformdirs.user_cache_dir("fedbridge"))

@@ -1,8 +1,8 @@
 """The JSON card that travels with weights: what they are, what they read, and the layout at each position.
 
-A model folder holds `card.json` and `weights.safetensors`. The digest is the sha256 over the weights file's sha256 and the
-card without its digest, so neither can be changed alone. The card alone answers every question about shapes: nothing that
-only routes or checks messages needs to import torch.
+A model folder holds `card.json` and `weights.safetensors`. The digest is the sha256 over the weights file's sha256 and
+the card without its digest, so neither can be changed alone. The card alone answers every question about shapes, so
+nothing that only routes or checks messages needs to import torch.
 """
 
 from __future__ import annotations
