@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bridge.errors import WeightsError
 
 Arrays = dict[str, NDArray[np.float32]]
-"""Parameters by name: A `(d_new, rank)`, B `(rank, tokens*prototypes)`, P `(prototypes, d_old)`, as the method has them."""
+"""Parameters by name: A `(d_new, rank)`, B `(rank, tokens*prototypes)`, P `(prototypes, d_old)`, as in the method."""
 
 PARAMETERS = ("A", "B", "P")
 
