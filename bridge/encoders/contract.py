@@ -20,8 +20,8 @@ def check_encoder(encoder: Encoder, *, seed: int = 0) -> None:
 
     In this order: it is an `Encoder`; parameters are frozen and the network is in eval mode; positions out of range
     and windows of another shape are refused; every layout is true; `suffix` continues `prefix` to the same final
-    tokens; `taps` gives what `prefix` gives; a window's result does not depend on its batch (to 1e-5); a gradient flows through
-    `suffix` to its input; the digest is a sha256 and stays the same.
+    tokens; `taps` gives what `prefix` gives; a window's result does not depend on its batch (to 1e-5); a gradient flows
+    through `suffix` to its input; the digest is a sha256 and stays the same.
     """
     _require(isinstance(encoder, Encoder), "it has every member of the protocol", "some are missing")
     _require(encoder.positions >= 1, "it has at least one position", f"positions is {encoder.positions}")

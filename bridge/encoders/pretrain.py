@@ -2,7 +2,8 @@
 
 The new encoder only ever sees `pretrain`, which takes no labels: it fills in masked stretches of the window and
 predicts the window's own log power spectrum from the pooled tokens. The second objective makes rhythms
-linearly readable, which masked reconstruction alone does not. The old encoder continues with `fit_teacher` on public labels.
+linearly readable, which masked reconstruction alone does not. The old encoder continues with `fit_teacher` on
+public labels.
 
 Both are deterministic by seed on one machine with a fixed number of torch threads.
 """
