@@ -34,6 +34,8 @@ class PatientData:
     stratum: str = ""
     role: str = ""
     """Fixed role where the source knows it: `public_old`, `public_new`, `hospital`; empty: the split decides."""
+    device: str = ""
+    """The kind of monitor, where the source knows it: partition kind `device` makes a hospital of each."""
 
 
 @dataclass(frozen=True)
