@@ -24,7 +24,7 @@ class Metric(Settings):
 
 
 class Metrics(Settings):
-    """The figures of one predictor on the test patients; null where its confusion was not permitted or has no labels."""
+    """One predictor's figures on the test patients; null where its confusion was not permitted or has no labels."""
 
     balanced_accuracy: Metric | None = None
     f1_macro: Metric | None = None
@@ -97,7 +97,7 @@ class Evaluation(Settings):
     confusion: dict[Literal["bridge", "teacher", "agreement"], list[list[int]]] = Field(default_factory=dict)
     """Rows: labels (pseudo-labels for `agreement`); columns: predictions; order of `classes`."""
     groups: dict[str, dict[str, Metrics]] = Field(default_factory=dict)
-    """Figures told apart by a public group of the recordings (for example the alarm type): group, predictor, metrics."""
+    """Figures by a public group of the recordings (for example the alarm type): group, predictor, metrics."""
     classes: list[str] = Field(default_factory=list)
     patients: int | None = None
     windows: int | None = None
@@ -138,6 +138,8 @@ class RunRecord(Settings):
     started: str = ""
     seconds: float = 0.0
     resumed_from_round: int | None = None
+    rotations: list[str] = Field(default_factory=list)
+    """Sub-folders of a run whose test patients were rotated: each holds a run record, `evaluation` here pools them."""
 
 
 def write_record(folder: Path, record: RunRecord) -> None:

@@ -1,0 +1,144 @@
+"""From a run folder alone to one self-contained `report.html`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from server.errors import RunFolderError
+from server.record import RunRecord, read_record
+from server.report import charts, tables
+from server.report.headline import headline, modality, remarks
+from server.report.windows import ExampleWindow, read_example_windows
+from server.report.words import figure, in_date, in_time, interval, predictors
+
+REPORT_HTML = "report.html"
+_HERE = Path(__file__).parent
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Render the report of a run folder into `out` (default: `report.html` in the folder) and give its path.
+
+    The reports of a rotated run's own rotations are rendered too, each in its folder. Raises `RunFolderError` where the
+    folder holds no run record or the file can't be written.
+    """
+    record = read_record(folder)
+    for name in record.rotations:
+        if (folder / name / "run.json").is_file():
+            write_report(folder / name)
+    target = out if out is not None else folder / REPORT_HTML
+    write_page(target, "report.html.j2", report_page(folder, record, target))
+    return target
+
+
+def write_page(target: Path, template: str, content: Mapping[str, Any]) -> None:
+    """Fill a template of this package and write it in one atomic rename."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(template).render(**content)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        raise RunFolderError(
+            f"{target}: can't be written", why=error.strerror or "", fix="name a writable file with --out"
+        ) from error
+
+
+def report_page(folder: Path, record: RunRecord, target: Path) -> dict[str, Any]:
+    """Everything that the template shows. A part that is missing is an empty value here and a sentence there."""
+    evaluation = record.evaluation
+    rows = predictors(evaluation)
+    labels = tables.predictor_labels(record)
+    selection = record.selection
+    windows, windows_problem = _windows(folder)
+    return {
+        "record": record,
+        "old": modality(record, "old"),
+        "new": modality(record, "new"),
+        "headline": headline(record),
+        "remarks": remarks(record),
+        "tiles": _tiles(record),
+        "facts": tables.facts(record),
+        "result_chart": charts.result_chart(rows, labels, evaluation.site_alone_per_site),
+        "metrics": tables.metrics_table(record),
+        "alone": tables.named_metrics_table("Hospital", evaluation.site_alone_per_site),
+        "confusion_chart": charts.confusion_chart(evaluation),
+        "groups_chart": charts.groups_chart(evaluation.groups),
+        "groups": tables.groups_table(evaluation.groups),
+        "scores_chart": charts.scores_chart(selection) if selection else None,
+        "curves_chart": _curves(record),
+        "sites": tables.sites_table(record),
+        "bytes_chart": charts.bytes_chart(record),
+        "outbox": tables.outbox_table(record),
+        "models": tables.models_table(record),
+        "rotations": tables.rotations_table(folder, record),
+        "links": _rotation_links(folder, record, target),
+        "windows": windows,
+        "windows_problem": windows_problem,
+        "config_text": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True) if record.config else "",
+        "duration": in_time(record.seconds),
+        "started": in_date(record.started),
+        "intervals": evaluation.interval.rstrip(".").replace(" %", "\u00a0%"),
+    }
+
+
+def _tiles(record: RunRecord) -> list[dict[str, str]]:
+    """The five figures that a reader takes away."""
+    rows = predictors(record.evaluation)
+    names = {
+        "teacher": f"Teacher, reads {modality(record, 'old')}",
+        "bridge": f"Federated bridge, reads {modality(record, 'new')}",
+        "site_alone": "A hospital alone, on average",
+        "shuffled_pairs": "Shuffled pairs, a control",
+        "chance": "Chance",
+    }
+    found = {name: rows[name].balanced_accuracy for name in names if name in rows}
+    return [
+        {"key": name, "label": names[name], "figure": figure(metric), "interval": interval(metric)}
+        for name, metric in found.items()
+        if metric is not None
+    ]
+
+
+def _curves(record: RunRecord) -> Markup | None:
+    train = record.config.get("train")
+    name = train.get("criterion") if isinstance(train, dict) else None
+    words = {
+        "agreement": "Agreement with the teacher (validation)",
+        "balanced_accuracy": "Balanced accuracy (validation)",
+        "train_loss": "Criterion: training loss",
+    }
+    kept = record.bridge.kept_round if record.bridge else None
+    return charts.curves_chart(record.rounds, kept, words.get(str(name), "Criterion (validation)"))
+
+
+def _windows(folder: Path) -> tuple[list[Markup], str]:
+    try:
+        windows = read_example_windows(folder)
+    except RunFolderError as error:
+        return [], str(error)
+    moments: dict[str, list[ExampleWindow]] = {}
+    for window in windows:
+        moments.setdefault(window.title, []).append(window)
+    return [charts.windows_chart(title, each, f"window-{i}") for i, (title, each) in enumerate(moments.items())], ""
+
+
+def _rotation_links(folder: Path, record: RunRecord, target: Path) -> list[tuple[str, str]]:
+    """Relative links to the rotations' own reports, where they are beside this one."""
+    if target.resolve().parent != folder.resolve():
+        return []
+    return [(name, f"{name}/{REPORT_HTML}") for name in record.rotations if (folder / name / REPORT_HTML).is_file()]
