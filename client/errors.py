@@ -40,6 +40,26 @@ class ModelsError(SiteError):
     reason = ReasonCode.WEIGHTS_MISSING
 
 
+class ModelsDifferError(ModelsError):
+    """The site's models are sound, but not those of the job."""
+
+    reason = ReasonCode.WEIGHTS_DIFFER
+
+
+class JobError(SiteError):
+    """The run's job text can't be read."""
+
+    exit_code = ExitCode.CONFIG
+    reason = ReasonCode.JOB_INVALID
+
+
+class MessageError(SiteError):
+    """A message is not one that a site answers: unknown keys, positions out of range, arrays that do not fit."""
+
+    exit_code = ExitCode.REFUSED
+    reason = ReasonCode.MESSAGE_INVALID
+
+
 class PolicyError(SiteError):
     """The site's policy refuses what was asked."""
 

@@ -1,0 +1,152 @@
+"""One message at a site: open the site, judge the job, then the message, and only then touch data."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flwr.app import Context, Message
+
+from bridge.job import Job
+from bridge.messages import Dimensions, ReasonCode
+from client.audit import AuditLog
+from client.errors import ModelsDifferError, NoWindowsError, PolicyError, SiteFileError
+from client.locate import locate_site
+from client.outbox import Outbox
+from client.policy import Policy, load_policy
+from client.requests import Request, read_arrays, read_job, read_request
+from client.site import Site, Split, open_site
+
+if TYPE_CHECKING:
+    from client.features import FeatureSet
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """How long one message may take, by the policy; the work asks at every step."""
+
+    seconds: float
+    started: float = field(default_factory=time.monotonic)
+
+    def check(self) -> None:
+        """Raise `PolicyError` (TOO_SLOW) where the time is over."""
+        if time.monotonic() - self.started > self.seconds:
+            raise PolicyError(
+                ReasonCode.TOO_SLOW,
+                f"the message took longer than {self.seconds:g} s",
+                why="the policy's max_seconds_per_message is over",
+                fix="raise it, or fill the cache once with `fedbridge-site check`",
+            )
+
+
+@dataclass(frozen=True)
+class Session:
+    """A site that has judged the job and found nothing against it. `dimensions` lacks the bridge's sizes."""
+
+    site: Site
+    policy: Policy
+    job: Job
+    dimensions: Dimensions
+    deadline: Deadline
+
+    def request(self, message: Message) -> Request:
+        """The checked message, with its arrays where it has some. Raises `MessageError`."""
+        request = read_request(message, self.job, self.policy, self.dimensions)
+        if not request.has_bridge:
+            return request
+        arrays = read_arrays(message, self.dimensions_at(request))
+        return replace(request, arrays=arrays)
+
+    def dimensions_at(self, request: Request) -> Dimensions:
+        """The dimensions with the bridge's sizes at the request's positions, where it names both."""
+        if not request.has_bridge:
+            return self.dimensions
+        site = self.site
+        return Dimensions.of(self.job, site.old_card, site.new_card, site.head_card, request.positions)
+
+    def pairs(self) -> FeatureSet:
+        """The features of the paired windows, once there are patients enough for the site's own minimum.
+
+        Raises `PolicyError` (TOO_FEW_PATIENTS). What the server would like to see is never compared with a count.
+        """
+        try:
+            features = self.features("pair")
+            patients = len(np.unique(features.table.patients))
+        except NoWindowsError as error:
+            raise PolicyError(ReasonCode.TOO_FEW_PATIENTS, error.what, why=error.why, fix=error.fix) from error
+        if patients < self.policy.minimum_patients:
+            raise PolicyError(
+                ReasonCode.TOO_FEW_PATIENTS,
+                f"{patients} patients have usable paired windows",
+                why=f"the policy's minimum_patients is {self.policy.minimum_patients}",
+                fix="run `fedbridge-site check` to see what was rejected, and why",
+            )
+        return features
+
+    def features(self, split: Split) -> FeatureSet:
+        """The frozen features of a split, in the time that the policy gives."""
+        from client.features import features
+
+        self.deadline.check()
+        found = features(self.site, split)
+        self.deadline.check()
+        return found
+
+    def reply(self, message: Message, request: Request, items: dict[str, Any]) -> Message:
+        """The reply with these items, through the outbox."""
+        self.deadline.check()
+        outbox = Outbox(
+            request.message,
+            self.dimensions_at(request),
+            self.policy,
+            AuditLog(self.site.audit_path),
+            request.run,
+            request.round,
+        )
+        for name, value in items.items():
+            outbox.add(name, value)
+        return Message(outbox.reply_content(), reply_to=message)
+
+
+def open_house(context: Context) -> tuple[Site, Policy]:
+    """The node's site and its policy. Raises `SiteFileError`."""
+    site = open_site(locate_site(context))
+    policy = load_policy(site.policy_path)
+    if policy.site and policy.site != site.name:
+        raise SiteFileError(
+            f"the policy is for the site '{policy.site}', the site file names '{site.name}'",
+            why="a policy holds for one site",
+            fix="correct one of the two",
+        )
+    return site, policy
+
+
+def admit(site: Site, policy: Policy, context: Context) -> Session:
+    """Judge the run's job by the policy and by the models that the site holds. Reads no recording.
+
+    Raises `JobError`, `PolicyError`, `ModelsError` and `ModelsDifferError`, in this order of checks.
+    """
+    deadline = Deadline(policy.max_seconds_per_message)
+    job = read_job(context.run_config)
+    policy.judge(job)
+    held = {
+        "old_encoder": site.old_card.digest,
+        "new_encoder": site.new_card.digest,
+        "task_head": site.head_card.digest,
+    }
+    for name, digest in held.items():
+        asked = getattr(job.models, name)
+        if digest != asked:
+            raise ModelsDifferError(
+                f"the site's {name} has the digest {digest[:16]}...",
+                why=f"the job is about {asked[:16]}...",
+                fix="get the model folders of this study from the coordinator",
+            )
+    return Session(site, policy, job, Dimensions.of(job, site.old_card, site.new_card, site.head_card), deadline)
+
+
+def open_session(context: Context) -> Session:
+    """A session for the node's site: `open_house`, then `admit`."""
+    return admit(*open_house(context), context)

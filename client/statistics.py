@@ -1,0 +1,75 @@
+"""What a site says about positions: bounded scores, or additive moments where its policy permits them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.job import Job
+from bridge.messages import PROBE, SIMILARITY
+from client.errors import MessageError
+
+if TYPE_CHECKING:
+    from client.features import FeatureSet
+    from client.session import Deadline
+
+SELECTION_KEY = "fedbridge.selection/1"
+"""Public and the same for ever: a patient keeps fold and windows in every job and at every number of sites."""
+
+
+def probe_item(features: FeatureSet, job: Job, positions: int, classes: int, deadline: Deadline) -> tuple[str, Any]:
+    """Name and value of the answer to `query.probe`: `probe_scores (positions_new,)`, or the flat `probe_moments`.
+
+    Both look at no more than `selection.windows_per_patient` windows a patient.
+    """
+    from bridge.probe import probe_moments, probe_scores
+
+    _demand_selection(job, PROBE)
+    rows = selection_rows(features, job)
+    outputs = []
+    for position in range(positions):
+        outputs.append(features.new_output(position)[rows])
+        deadline.check()
+    moments = job.selection.mode == "moments"
+    statistic = probe_moments if moments else probe_scores
+    value = statistic(
+        outputs,
+        features.pseudo_labels[rows],
+        features.table.patients[rows],
+        classes,
+        job.selection.folds,
+        SELECTION_KEY,
+    )
+    return ("probe_moments" if moments else "probe_scores"), value
+
+
+def similarity_item(features: FeatureSet, job: Job, m: int, positions: int, deadline: Deadline) -> tuple[str, Any]:
+    """Name and value of the answer to `query.similarity` for the chosen `m`: `similarity_scores (positions_old,)`, or
+    `similarity_moments (positions_old, 3)`."""
+    from bridge.cka import similarity_moments, similarity_scores
+
+    _demand_selection(job, SIMILARITY)
+    rows = selection_rows(features, job)
+    inputs = []
+    for position in range(positions):
+        inputs.append(features.old_input(position)[rows])
+        deadline.check()
+    moments = job.selection.mode == "moments"
+    statistic = similarity_moments if moments else similarity_scores
+    return ("similarity_moments" if moments else "similarity_scores"), statistic(features.new_output(m)[rows], inputs)
+
+
+def selection_rows(features: FeatureSet, job: Job) -> NDArray[np.int64]:
+    """The windows that a statistic may look at: at most `windows_per_patient` of each patient."""
+    from bridge.selection import cap_windows
+
+    return cap_windows(features.table.patients, job.selection.windows_per_patient, SELECTION_KEY)
+
+
+def _demand_selection(job: Job, kind: str) -> None:
+    if job.selection.mode == "fixed":
+        raise MessageError(
+            f"a message '{kind}' is refused", why="the job fixes the positions", fix="ask for no statistics"
+        )
