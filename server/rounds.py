@@ -1,0 +1,152 @@
+"""Training: broadcast, local updates, aggregate, judge, checkpoint; round by round, from wherever a run stands."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bridge.job import Job
+from bridge.messages import TRAIN, UPDATE_ITEMS, Dimensions
+from bridge.privacy import Plan, mechanism
+from bridge.prototype import Arrays
+from server.book import RunBook
+from server.checkpoint import Best, Checkpoint, save_checkpoint
+from server.errors import RunError
+from server.evaluation import criterion, not_permitted, pooled_confusions
+from server.events import EventLog
+from server.exchange import Answers, Exchange, Question
+from server.record import RoundRecord, SelectionRecord
+from server.replies import Answer, Expected
+from server.strategies import Aggregator
+
+
+@dataclass
+class Training:
+    """One run's training state and its steps.
+
+    `arrays` is the next broadcast, `round` the last counted one, `best` the best bridge so far where the job keeps it.
+    """
+
+    job: Job
+    job_sha256: str
+    checkpoints: Path
+    exchange: Exchange
+    book: RunBook
+    log: EventLog
+    selection: SelectionRecord
+    dimensions: Dimensions
+    arrays: Arrays
+    aggregator: Aggregator
+    round: int = 0
+    best: Best | None = None
+
+    def run(self) -> tuple[int, Arrays]:
+        """Train to the job's last round; the kept bridge and its round.
+
+        Raises `RunError` where a round can't get enough good replies or the criterion is not permitted, after a
+        checkpoint that says so.
+        """
+        while self.round < self.job.train.rounds:
+            try:
+                record = self._one_round(self.round + 1)
+            except RunError as error:
+                self.checkpoint(stopped=error.what)
+                raise
+            self.checkpoint()
+            self.log.emit("round", rounds=self.job.train.rounds, **_numbers(record))
+            self.book.save()
+        if self.job.train.keep == "best":
+            assert self.best is not None  # the last round is always judged
+            return self.best.round, self.best.arrays
+        return self.round, self.arrays
+
+    def checkpoint(self, stopped: str = "") -> None:
+        """Save the state as it is now."""
+        checkpoint = Checkpoint(
+            round=self.round,
+            job_sha256=self.job_sha256,
+            arrays=self.arrays,
+            optimiser=self.aggregator.state(),
+            best=self.best,
+            progress=self.book.progress(),
+            stopped=stopped,
+        )
+        path = save_checkpoint(self.checkpoints, checkpoint)
+        if stopped or self.round == 0:
+            self.log.emit("checkpoint", round=self.round, file=path.name, **({"stopped": stopped} if stopped else {}))
+
+    def _one_round(self, round_: int) -> RoundRecord:
+        started = time.monotonic()
+        answers = self.exchange.ask_enough(self._question(round_))
+        updates = [_update(answer) for answer in answers.good.values()]
+        seen = mechanism(self.job.privacy.mechanism).aggregate(updates, Plan.of(self.job))
+        weights = {site: self.job.sites.weight(site) for site in answers.good}
+        arrays = self.aggregator.aggregate(round_, self.arrays, dict(zip(answers.good, seen, strict=True)), weights)
+        loss = _loss(answers, weights)
+        judged = self._judge(round_, arrays, loss)
+        self.arrays, self.round = arrays, round_
+        record = RoundRecord(
+            round=round_,
+            loss=loss,
+            criterion=judged,
+            sites=list(answers.good),
+            bytes_up=answers.bytes_up,
+            bytes_down=answers.bytes_down,
+            seconds=round(time.monotonic() - started, 4),
+        )
+        self.book.add_round(record)
+        return record
+
+    def _question(self, round_: int) -> Question:
+        expected = Expected((*UPDATE_ITEMS, "weight"), optional=("train_loss",), dimensions=self.dimensions)
+        config = {
+            "round": round_,
+            "input-position": self.selection.input_position,
+            "output-position": self.selection.output_position,
+        }
+        return Question(f"round {round_}", TRAIN, expected, config, self.arrays)
+
+    def _judge(self, round_: int, arrays: Arrays, loss: float | None) -> float | None:
+        """The criterion of the bridge after this round where it is due; remembers the best, the earlier of equals."""
+        train, every = self.job.train, self.job.evaluate.every
+        keep_best = train.keep == "best"
+        if not (keep_best and not every) and not (every and (round_ % every == 0 or round_ == train.rounds)):
+            return None
+        if train.criterion == "train_loss":
+            value = loss
+        else:
+            pooled = pooled_confusions(
+                self.exchange, self.log, self.selection, self.dimensions, arrays, round_, "validation"
+            )
+            value = criterion(self.job, pooled)
+        if not keep_best:
+            return value
+        if value is None:
+            raise not_permitted(self.job, round_)
+        sign = -1.0 if train.criterion == "train_loss" else 1.0
+        if self.best is None or sign * value > sign * self.best.criterion:
+            self.best = Best(round_, value, arrays)
+        return value
+
+
+def _update(answer: Answer) -> Arrays:
+    return {name.removeprefix("update."): answer.values[name] for name in UPDATE_ITEMS}
+
+
+def _loss(answers: Answers, weights: dict[str, float]) -> float | None:
+    """Weighted mean of the losses that sites permitted; None where none did."""
+    told = {site: a.values["train_loss"] for site, a in answers.good.items() if "train_loss" in a.values}
+    if not told:
+        return None
+    return float(sum(weights[site] * loss for site, loss in told.items()) / sum(weights[site] for site in told))
+
+
+def _numbers(record: RoundRecord) -> dict[str, object]:
+    return {
+        "round": record.round,
+        "loss": record.loss,
+        "criterion": record.criterion,
+        "sites": len(record.sites),
+        "seconds": record.seconds,
+    }

@@ -1,0 +1,107 @@
+"""Where the bridge goes: the sites' statistics into `(m, l)` by two-stage selection, in one of three modes.
+
+`scores`: each site's score of each position, averaged with the job's public weights. `moments`: additive sums, from
+which comes exactly what one machine with all the data would get. `fixed`: the job's positions, and no site is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.cka import scores_from_similarity_moments
+from bridge.errors import SelectionError
+from bridge.job import Job
+from bridge.messages import PROBE, SIMILARITY
+from bridge.probe import scores_from_moments
+from bridge.selection import choose_position
+from server.events import Event, EventLog
+from server.exchange import Exchange, Question
+from server.models import FrozenModels
+from server.record import PositionScores, SelectionRecord
+from server.replies import Expected
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One of the two scans: the message, the item of each mode, and how summed moments become scores."""
+
+    phase: Event
+    message: str
+    scores_item: str
+    moments_item: str
+    from_moments: Callable[[Scores], Scores]
+
+
+def select(exchange: Exchange, job: Job, models: FrozenModels, log: EventLog) -> SelectionRecord:
+    """Choose the input and the output position.
+
+    Raises `RunError` where too few sites answer, `SelectionError` where their numbers choose nothing, `PositionError`
+    where a fixed position is none of the encoder's.
+    """
+    if job.selection.mode == "fixed":
+        return _fixed(job, models)
+    probe = _Stage("probe", PROBE, "probe_scores", "probe_moments", lambda sums: _probe_scores(sums, job, models))
+    similarity = _Stage(
+        "similarity", SIMILARITY, "similarity_scores", "similarity_moments", scores_from_similarity_moments
+    )
+    m, probe_scores = _scan(exchange, job, models, probe, {}, log)
+    l, similarity_scores = _scan(exchange, job, models, similarity, {"input-position": m}, log)  # noqa: E741
+    return SelectionRecord(
+        mode=job.selection.mode,
+        input_position=m,
+        output_position=l,
+        probe_scores=probe_scores,
+        similarity_scores=similarity_scores,
+    )
+
+
+def _fixed(job: Job, models: FrozenModels) -> SelectionRecord:
+    m, l = job.selection.input_position, job.selection.output_position  # noqa: E741
+    assert m is not None  # the job's own validation
+    assert l is not None
+    models.new_encoder.layout(m, "out")
+    models.old_encoder.layout(l, "in")
+    return SelectionRecord(mode="fixed", input_position=m, output_position=l)
+
+
+def _scan(
+    exchange: Exchange, job: Job, models: FrozenModels, stage: _Stage, config: Mapping[str, int], log: EventLog
+) -> tuple[int, PositionScores]:
+    moments = job.selection.mode == "moments"
+    item = stage.moments_item if moments else stage.scores_item
+    log.emit(stage.phase, state="started", sites=len(exchange.roster))
+    expected = Expected((item,), dimensions=models.dimensions(job))
+    answers = exchange.ask_enough(Question(stage.phase, stage.message, expected, config))
+    per_site = {site: np.asarray(answer.values[item], np.float64) for site, answer in answers.good.items()}
+    if moments:
+        aggregate = stage.from_moments(np.sum(list(per_site.values()), axis=0))
+    else:
+        aggregate = weighted_mean(per_site, {site: job.sites.weight(site) for site in per_site})
+    position = choose_position(aggregate)
+    log.emit(stage.phase, state="done", sites=len(per_site), position=position)
+    listed = None if moments else {site: scores.tolist() for site, scores in per_site.items()}
+    return position, PositionScores(aggregate=aggregate.tolist(), per_site=listed)
+
+
+def weighted_mean(values: Mapping[str, Scores], weights: Mapping[str, float]) -> Scores:
+    """Sum of weight times value over the sum of weights, added up in the order of the site names."""
+    names = sorted(values)
+    total = np.sum([weights[name] * values[name] for name in names], axis=0) / sum(weights[name] for name in names)
+    return np.asarray(total, np.float64)
+
+
+def _probe_scores(sums: Scores, job: Job, models: FrozenModels) -> Scores:
+    widths = [width for _, width in models.new_encoder.layouts_out]
+    classes = len(models.task_head.classes)
+    try:
+        return scores_from_moments(sums, widths, classes, job.selection.folds, job.selection.ridge)
+    except np.linalg.LinAlgError as error:
+        raise SelectionError(
+            "the sites' probe moments give no scores", why="their sum is not that of any windows", fix="see log.jsonl"
+        ) from error
