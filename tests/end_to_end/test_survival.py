@@ -1,0 +1,97 @@
+"""The server killed with SIGKILL, a real process each time, and resumed: the same bridge as an unbroken run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.end_to_end.commands import SMOKE, attempt, call, start
+
+pytestmark = pytest.mark.slow
+
+# FedAdam, so that the server's optimiser has moments to lose; no controls, so that the kills hit the federation.
+CHANGES = ("--set", "controls=[]", "--set", "strategy.name=FedAdam", "--set", "train.rounds=8")
+
+
+def bridge(run: Path) -> dict[str, np.ndarray]:
+    return dict(load_file(run / "bridge" / "bridge.safetensors"))
+
+
+def same_bridge(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> float:
+    assert one.keys() == two.keys()
+    return max(float(np.abs(one[name] - two[name]).max()) for name in one)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    call("fedbridge-sim", "run", SMOKE, *CHANGES, "--out", run, "--quiet")  # fills the caches
+    again = tmp_path_factory.mktemp("timed") / "run"
+    begun = time.monotonic()
+    call("fedbridge-sim", "run", SMOKE, *CHANGES, "--out", again, "--quiet")
+    assert same_bridge(bridge(run), bridge(again)) == 0.0
+    return run, time.monotonic() - begun
+
+
+@pytest.mark.timeout(1500)
+def test_killed_at_twenty_random_moments(unbroken: tuple[Path, float], tmp_path: Path) -> None:
+    reference, seconds = unbroken
+    moments = random.Random(20).choices(range(1000), k=20)
+    ended_before_the_kill = 0
+    for number, moment in enumerate(moments):
+        run = tmp_path / f"run-{number}"
+        process = start("fedbridge-sim", "run", SMOKE, *CHANGES, "--out", run, "--quiet")
+        time.sleep(0.3 + moment / 1000 * (seconds - 0.3))
+        ended_before_the_kill += process.poll() is not None
+        kill(process)
+        call("fedbridge-sim", "run", SMOKE, *CHANGES, "--out", run, "--quiet", "--resume")
+        assert same_bridge(bridge(run), bridge(reference)) < 1e-6, f"killed after {moment / 1000:.3f} of the run"
+        rounds = [each["round"] for each in json.loads((run / "run.json").read_text())["rounds"]]
+        assert rounds == list(range(1, 9))
+    assert ended_before_the_kill < 10
+
+
+def test_killed_after_a_chosen_round(unbroken: tuple[Path, float], tmp_path: Path) -> None:
+    reference, _ = unbroken
+    run = tmp_path / "run"
+    process = start("fedbridge-sim", "run", SMOKE, *CHANGES, "--out", run, "--quiet")
+    log = run / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and '"round": 5' in log.read_text(encoding="utf-8")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.002)
+    kill(process)
+    call("fedbridge-sim", "run", SMOKE, *CHANGES, "--out", run, "--quiet", "--resume")
+    assert json.loads((run / "run.json").read_text())["resumed_from_round"] >= 4
+    assert same_bridge(bridge(run), bridge(reference)) < 1e-6
+
+
+def test_resume_with_another_configuration_is_refused(unbroken: tuple[Path, float], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start("fedbridge-sim", "run", SMOKE, *CHANGES, "--out", run, "--quiet")
+    log = run / "log.jsonl"
+    while not (log.is_file() and '"round": 2' in log.read_text(encoding="utf-8")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    kill(process)
+    code, text = attempt(
+        "fedbridge-sim", "run", SMOKE, *CHANGES, "--set", "train.learning_rate=0.5", "--out", run, "--quiet", "--resume"
+    )
+    assert code == 2, text
+    assert "configuration" in text.lower()
+    assert "Traceback" not in text
