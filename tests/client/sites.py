@@ -1,0 +1,228 @@
+"""Small real sites for tests: npz recordings, tiny compact encoders with a working head, and a job for them.
+
+Two modalities show one hidden state: an `ECG` of 64 Hz and a `PPG` of 32 Hz whose rhythm is slow or fast, changing
+every 12 s. Everything is seeded. `ask` sends one real Flower message to the real ClientApp.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
+
+from bridge.encoders.cards import EncoderCard, HeadCard, read_card
+from bridge.encoders.compact import CompactArchitecture, CompactEncoder
+from bridge.encoders.loading import save_encoder
+from bridge.head import TaskHead, save_head
+from bridge.job import Job, job_text
+from bridge.messages import ITEMS
+from bridge.prototype import BridgeShape, initial_arrays
+from bridge.windows import Modality, Preprocessing, WindowSpec
+
+CLASSES = ("slow", "fast")
+ALL_ITEMS = tuple(ITEMS)
+RATES: dict[Modality, int] = {"ECG": 64, "PPG": 32}
+RHYTHM_HZ = (1.0, 2.2)
+WINDOW_SECONDS, STATE_SECONDS, SECONDS = 4, 12, 48
+BLOCKS = {"ECG": 3, "PPG": 4}
+WIDTH, TOKENS = 8, 8
+RANK, PROTOTYPES = 2, 4
+
+PERMISSIVE: dict[str, Any] = {"items": list(ALL_ITEMS)}
+"""A policy that lets every declared item out."""
+
+
+def build_models(folder: Path, seed: int = 0) -> Path:
+    """`old_encoder` (ECG), `new_encoder` (PPG) and `task_head`: random networks, and a head fitted to tell the
+    states."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        old = _encoder("ECG", folder / "old_encoder")
+        _encoder("PPG", folder / "new_encoder")
+    card = read_card(folder / "old_encoder", EncoderCard)
+    rng = np.random.default_rng(seed)
+    states = rng.integers(0, 2, 200)
+    windows = np.stack([_signal("ECG", np.full(WINDOW_SECONDS, state), rng) for state in states])[:, None]
+    windows = (windows - windows.mean(-1, keepdims=True)) / windows.std(-1, keepdims=True)
+    with torch.no_grad():
+        pooled = old(torch.from_numpy(windows.astype(np.float32))).mean(1).double().numpy()
+    save_head(folder / "task_head", _fitted_head(pooled, states), classes=CLASSES, old_encoder=card.digest, training={})
+    return folder
+
+
+def build_site(
+    folder: Path,
+    name: str,
+    *,
+    models: Path | None = None,
+    patients: int = 20,
+    seed: int = 0,
+    policy: Mapping[str, Any] | None = None,
+    labels: bool = True,
+    changes: Mapping[str, Any] | None = None,
+) -> Path:
+    """A site folder: half of the patients give pairs, a quarter is for validation, a quarter for the test.
+
+    `models` defaults to `folder/../models`. `policy` is written as `policy.yaml`; None: no policy file, the strictest
+    defaults hold. `changes` replaces keys of the site file. Returns `folder`.
+    """
+    recordings = folder / "recordings"
+    recordings.mkdir(parents=True)
+    rng = np.random.default_rng([seed, 17])
+    names = [f"{name}-p{i:02d}" for i in range(patients)]
+    for patient in names:
+        states = np.repeat(rng.permutation([0, 1, 0, 1]), STATE_SECONDS)
+        signals: dict[str, Any] = {key: _signal(key, states, rng)[None] for key in RATES}
+        np.savez(recordings / f"{patient}.npz", subject=patient, label=states, names=np.array(CLASSES), **signals)
+    half, quarter = patients // 2, patients // 4
+    file: dict[str, Any] = {
+        "schema": "fedbridge.site/1",
+        "site": name,
+        "folder": "recordings",
+        "reader": {"name": "npz", "options": _reader_options(labels)},
+        "old": {"modality": "ECG", "channels": ["I"], "rate_hz": RATES["ECG"]},
+        "new": {"modality": "PPG", "channels": ["P"], "rate_hz": RATES["PPG"]},
+        "window": {"seconds": WINDOW_SECONDS, "step_seconds": WINDOW_SECONDS},
+        "labels": {"source": "recording", "classes": list(CLASSES)} if labels else {"source": "none"},
+        "splits": {
+            "pair": names[:half],
+            "validation": names[half : half + quarter],
+            "test": names[half + quarter :],
+        },
+        "models": {
+            key: str((models or folder.parent / "models") / key) for key in ("old_encoder", "new_encoder", "task_head")
+        },
+    }
+    if policy is not None:
+        file["policy"] = "policy.yaml"
+        (folder / "policy.yaml").write_text(yaml.safe_dump(dict(policy)), encoding="utf-8")
+    (folder / "site.yaml").write_text(yaml.safe_dump({**file, **(changes or {})}), encoding="utf-8")
+    return folder
+
+
+def build_job(models: Path, **changes: Any) -> Job:
+    """A small job for the models; `changes` go into its sections, for example `train={"rounds": 2}` or `seed=3`."""
+    cards = {
+        "old_encoder": read_card(models / "old_encoder", EncoderCard).digest,
+        "new_encoder": read_card(models / "new_encoder", EncoderCard).digest,
+        "task_head": read_card(models / "task_head", HeadCard).digest,
+    }
+    plain: dict[str, Any] = {
+        "schema": "fedbridge.job/1",
+        "name": "small",
+        "models": cards,
+        "selection": {"windows_per_patient": 6, "folds": 3},
+        "bridge": {"rank": RANK, "prototypes": PROTOTYPES},
+        "train": {
+            "rounds": 3,
+            "local_steps": 4,
+            "patients_per_batch": 4,
+            "windows_per_patient": 3,
+            "learning_rate": 1e-2,
+        },
+    }
+    for key, value in changes.items():
+        plain[key] = {**plain.get(key, {}), **value} if isinstance(value, dict) else value
+    return Job.model_validate(plain)
+
+
+def start_arrays(seed: int = 0, rank: int = RANK, prototypes: int = PROTOTYPES) -> dict[str, NDArray[np.float32]]:
+    """A broadcast bridge for the small models."""
+    return initial_arrays(BridgeShape(WIDTH, rank, TOKENS, prototypes, WIDTH), seed)
+
+
+def ask(
+    site: Path,
+    job: Job | str,
+    message_type: str,
+    config: Mapping[str, Any] | None = None,
+    arrays: Mapping[str, NDArray[Any]] | None = None,
+    *,
+    records: Mapping[str, Any] | None = None,
+    node_config: Mapping[str, Any] | None = None,
+    run_config: Mapping[str, Any] | None = None,
+) -> Message:
+    """One message to the ClientApp of the node of `site`, and its reply. `records` are put beside `config`."""
+    from client.app import app
+
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
+    content = RecordDict({"config": ConfigRecord(dict(config or {}))})
+    if arrays is not None:
+        content["arrays"] = ArrayRecord({key: Array(value) for key, value in arrays.items()})
+    for key, record in (records or {}).items():
+        content[key] = record
+    message = Message(content, 12, message_type)
+    message.metadata.__dict__["_message_id"] = secrets.token_hex(8)
+    context = Context(
+        7,
+        12,
+        dict(node_config if node_config is not None else {"site": str(site)}),
+        RecordDict(),
+        {"job": job if isinstance(job, str) else job_text(job), **(run_config or {})},
+    )
+    return app(message, context)
+
+
+def train_config(round_: int = 1, m: int = 2, l: int = 1) -> dict[str, Any]:  # noqa: E741
+    """The `config` of a train message."""
+    return {"round": round_, "input-position": m, "output-position": l}
+
+
+def signal_pair(states: Sequence[int], seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """Both modalities of one recording whose hidden state is given second by second."""
+    rng = np.random.default_rng(seed)
+    return {key: _signal(key, np.asarray(states), rng) for key in RATES}
+
+
+def _encoder(modality: Modality, folder: Path) -> CompactEncoder:
+    rate = RATES[modality]
+    channel = "I" if modality == "ECG" else "P"
+    window = WindowSpec(modality=modality, channels=(channel,), rate_hz=rate, samples=rate * WINDOW_SECONDS)
+    architecture = CompactArchitecture(width=WIDTH, blocks=BLOCKS[modality], heads=2, tokens=TOKENS)
+    encoder = CompactEncoder(window, architecture).eval()
+    save_encoder(folder, encoder.state_dict(), encoder.card(Preprocessing(), {"data": "none: random weights"}))
+    return encoder
+
+
+def _fitted_head(pooled: NDArray[np.float64], states: NDArray[np.int64]) -> TaskHead:
+    """Ridge regression on one-hot states, folded into one linear layer."""
+    mean, deviation = pooled.mean(0), pooled.std(0) + 1e-9
+    x = (pooled - mean) / deviation
+    y = np.eye(2)[states]
+    weights = np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ (y - y.mean(0))) / deviation[:, None]
+    head = TaskHead(pooled.shape[1], 2)
+    with torch.no_grad():
+        head.linear.weight.copy_(torch.from_numpy(weights.T))
+        head.linear.bias.copy_(torch.from_numpy(y.mean(0) - mean @ weights))
+    return head
+
+
+def _signal(modality: str, states: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
+    """A rhythm that follows the states second by second: narrow peaks for ECG, a round wave for PPG, and noise."""
+    rate = RATES[modality]  # type: ignore[index]
+    jitter = rng.normal(0, 0.05)
+    frequency = np.repeat(np.take(RHYTHM_HZ, states) + jitter, rate)
+    phase = 2 * np.pi * (np.cumsum(frequency) / rate + rng.uniform())
+    wave = np.exp(8 * (np.cos(phase) - 1)) if modality == "ECG" else np.sin(phase) + 0.3 * np.sin(2 * phase + 1)
+    return (wave + rng.normal(0, 0.1, wave.shape)).astype(np.float32)
+
+
+def _reader_options(labels: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "subject": "subject",
+        "signals": {
+            "ECG": {"array": "ECG", "rate": RATES["ECG"], "channels": ["I"]},
+            "PPG": {"array": "PPG", "rate": RATES["PPG"], "channels": ["P"]},
+        },
+    }
+    if labels:
+        options["label"] = {"array": "label", "rate": 1, "names": "names"}
+    return options
