@@ -20,7 +20,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -186,6 +186,31 @@ class AuditLog:
                 why=f"waited {LOCK_SECONDS:g} s for its lock",
                 fix="end the process that hangs",
             ) from error
+
+
+@dataclass(frozen=True)
+class Total:
+    """How often an item left in a run, and how many bytes in sum."""
+
+    run: str
+    item: str
+    purpose: str
+    count: int
+    bytes: int
+
+
+def totals(lines: Iterable[Line]) -> tuple[list[Total], int]:
+    """Sums by run and item in order of first appearance, and the number of refused messages."""
+    sums: dict[tuple[str, str], Total] = {}
+    refused = 0
+    for line in lines:
+        entry = line.entry
+        refused += entry.event == "refused"
+        if entry.event == "sent":
+            key = (entry.run, entry.item)
+            before = sums.get(key, Total(*key, entry.purpose, 0, 0))
+            sums[key] = replace(before, count=before.count + 1, bytes=before.bytes + entry.bytes)
+    return list(sums.values()), refused
 
 
 _TAMPERED = "keep the file as evidence and restore the log and its head from a backup"
