@@ -232,7 +232,7 @@ def _write(folder: Path, models: Path, bridge: Mapping[str, NDArray[Any]], manif
         for name in MODELS:
             shutil.copytree(models / name, partial / name)
         tensors = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in bridge.items()}
-        safetensors.numpy.save_file(tensors, partial / BRIDGE)
+        (partial / BRIDGE).write_bytes(safetensors.numpy.save(tensors))
         files = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}
         listed = manifest.model_copy(update={"files": {name: sha256_file(path) for name, path in files.items()}})
         sealed = listed.model_copy(update={"sha256": _digest(listed)})

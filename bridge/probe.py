@@ -39,8 +39,9 @@ def probe_scores(
     of their id, so each fold holds some. The result does not depend on the order of the rows.
 
     A position scores 1/classes, which tells the average over sites nothing, where nothing can be judged: one patient,
-    one class in all, or constant features. A training fold with one class predicts that class.
-    Raises `SelectionError` on no windows, features that do not fit the labels, or values that are not finite.
+    one class in all, or constant features. A training fold with one class, or constant features, predicts its
+    commonest class. Raises `SelectionError` on no windows, features that do not fit the labels, or values that are
+    not finite.
     """
     columns = _checked(features, pseudo_labels, patients, classes)
     order = _canonical_order(columns, pseudo_labels, patients)
@@ -154,10 +155,10 @@ def _cross_validated(
 def _fit_predict(x: NDArray[np.float64], labels: NDArray[np.int64], test: NDArray[np.float64]) -> NDArray[np.int64]:
     from sklearn.linear_model import LogisticRegression
 
-    if len(np.unique(labels)) < 2:
-        return np.full(len(test), labels[0])
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     varies = deviation > _CONSTANT * np.abs(x).max(initial=0.0)
+    if len(np.unique(labels)) < 2 or not varies.any():
+        return np.full(len(test), np.bincount(labels).argmax())
     scale = np.where(varies, deviation, 1.0)
     probe = LogisticRegression(C=1.0, class_weight="balanced", max_iter=300, tol=1e-3)
     probe.fit((x - mean)[:, varies] / scale[varies], labels)
