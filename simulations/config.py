@@ -1,0 +1,141 @@
+"""A simulation's configuration: one YAML, every key explained in the files of `configs/`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import Field, model_validator
+
+from bridge.config import Settings, load_yaml, parse_model, parse_yaml
+from bridge.errors import ConfigError
+from bridge.job import (
+    AlignmentJob,
+    BridgeJob,
+    EvaluateJob,
+    Job,
+    Models,
+    PrivacyJob,
+    SelectionJob,
+    SitesJob,
+    StrategyJob,
+    TrainJob,
+)
+from bridge.messages import CONFUSION_ITEMS, DEFAULT_ITEMS
+from client.policy import Policy
+from simulations.cohort import CohortConfig
+from simulations.encoders import EncodersConfig
+from simulations.partitions import PartitionConfig
+from simulations.split import SplitConfig
+
+Control = Literal["shuffled_pairs", "centralised", "linear_student", "site_alone"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
+
+
+class DataConfig(Settings):
+    """Where the recordings come from."""
+
+    source: Literal["builtin", "cinc2015", "eegmat"] = "builtin"
+    folder: Path | None = None
+    """Folder of the recordings; relative to the configuration file. The built-in cohort needs none."""
+    builtin: CohortConfig = CohortConfig()
+
+    @model_validator(mode="after")
+    def _folder_fits(self) -> DataConfig:
+        if (self.folder is None) != (self.source == "builtin"):
+            needs = "makes its own recordings: leave folder out" if self.folder else "needs folder"
+            raise ValueError(f"source '{self.source}' {needs}")
+        return self
+
+
+class BootstrapConfig(Settings):
+    """Intervals by resampling whole patients."""
+
+    samples: int = Field(default=2000, ge=1000)
+    level: float = Field(default=0.95, gt=0.5, lt=1)
+
+
+class CacheConfig(Settings):
+    """The feature cache that all simulated sites share (in the folder FEDBRIDGE_CACHE, or the user's own)."""
+
+    max_gigabytes: float = Field(default=20.0, gt=0)
+
+
+class SimulationConfig(Settings):
+    """A simulated study. `seed` varies hospitals, initialisation and order; `split.seed` who is tested."""
+
+    schema_: Literal["fedbridge.simulation/1"] = Field(default="fedbridge.simulation/1", alias="schema")
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    data: DataConfig = DataConfig()
+    split: SplitConfig = SplitConfig()
+    partition: PartitionConfig = PartitionConfig()
+    encoders: EncodersConfig = EncodersConfig()
+    selection: SelectionJob = SelectionJob()
+    bridge: BridgeJob = BridgeJob()
+    alignment: AlignmentJob = AlignmentJob()
+    train: TrainJob = TrainJob()
+    strategy: StrategyJob = StrategyJob()
+    sites: SitesJob = SitesJob()
+    evaluate: EvaluateJob = EvaluateJob()
+    privacy: PrivacyJob = PrivacyJob()
+    policy: Policy = Policy(items=(*DEFAULT_ITEMS, "train_loss", *CONFUSION_ITEMS), minimum_patients=2, minimum_group=1)
+    """What `prepare` writes into every site's policy file."""
+    controls: tuple[Control, ...] = CONTROLS
+    """Which controls are computed after the run; teacher and chance always are."""
+    bootstrap: BootstrapConfig = BootstrapConfig()
+    cache: CacheConfig = CacheConfig()
+    workers: int = Field(default=2, ge=1)
+    """Sites, and controls, that compute at the same time; each has one torch thread."""
+
+    def job(self, models: Models) -> Job:
+        """The job that every site is asked to do, with the digests of the models."""
+        names = set(Job.model_fields) & set(type(self).model_fields) - {"schema_"}
+        return Job(models=models, **{name: getattr(self, name) for name in names})
+
+    def text(self) -> str:
+        """The resolved configuration as YAML, every key written out; `load_simulation` gives it back."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def load_simulation(path: Path, overrides: Iterable[str] = ()) -> SimulationConfig:
+    """The configuration in a YAML file, with `key.inner=value` overrides; `data.folder` becomes absolute.
+
+    Raises `ConfigError` where a key is unknown (it names the closest) or a value is out of bounds.
+    """
+    content = load_yaml(path)
+    if not isinstance(content, dict):
+        return parse_model(content, SimulationConfig, str(path))
+    listed = list(overrides)
+    for override in listed:
+        _override(content, override)
+    name = str(path) + (f" with --set {' '.join(listed)}" if listed else "")
+    config = parse_model(content, SimulationConfig, name)
+    if config.data.folder is None:
+        return config
+    folder = (path.parent / config.data.folder.expanduser()).resolve()
+    return config.model_copy(update={"data": config.data.model_copy(update={"folder": folder})})
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    """Put one `key.inner=value` into plain values; the value is YAML, so `[1, 2]` and `null` mean what they say."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(
+            f"--set {override!r} is no key=value", why="a dotted key and a value are needed", fix="--set train.rounds=5"
+        )
+    inner: dict[str, Any] = content
+    for part in parts[:-1]:
+        value = inner.get(part)
+        if value is not None and not isinstance(value, Mapping):
+            raise ConfigError(
+                f"--set {override!r}: '{part}' holds a value, no keys",
+                why=f"it is {value!r}",
+                fix=f"set {part} itself",
+            )
+        inner[part] = dict(value or {})
+        inner = inner[part]
+    inner[parts[-1]] = parse_yaml(text, f"--set {key}")

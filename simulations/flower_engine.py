@@ -1,0 +1,332 @@
+"""A run on Flower's own simulation: `flwr run` from a neutral folder, watched until it really ended, and cleaned up.
+
+What `flwr run` leaves open is settled here. Its exit code says nothing about the run, so `flwr list` is asked. It
+leaves a SuperLink and Ray behind, so every process that carries this run's mark in its environment is ended, whatever
+happened. And Ray imports from the folder in which the SuperLink was started, so that is an empty one. Linux only,
+since the mark is read from /proc.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from bridge.hashing import sha256_json
+from simulations.errors import EngineError
+from simulations.run_config import APP_COMPONENTS, RUN_CONFIG_DEFAULTS, Value, toml_text
+
+MARK = "FEDBRIDGE_RUN"
+"""Environment variable that every process of one run inherits: the hash of its run folder."""
+PACKAGES = ("bridge", "client", "server")
+_SUBMIT_SECONDS = 120.0
+_POLL_SECONDS = 5.0
+_GRACE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How Flower says that a run ended: `completed`, `failed` or `stopped`, and the exception's text."""
+
+    run_id: str
+    status: str
+    details: str
+
+
+def build_app(folder: Path) -> Path:
+    """Write the app that Flower ships: the installed packages' Python files and a small pyproject, nothing else.
+
+    The same from a checkout and from a wheel. Returns `folder`, whose name does not matter to `flwr run`.
+    """
+    for name in PACKAGES:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:
+            raise EngineError(f"the package '{name}' is not installed", fix="install fedbridge again")
+        source = Path(spec.origin).parent
+        for file in sorted(source.rglob("*.py")):
+            target = folder / name / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    (folder / "pyproject.toml").write_text(_pyproject(), encoding="utf-8")
+    return folder
+
+
+def run_flower(
+    app: Path | None,
+    run_config: Mapping[str, Value],
+    federation: Mapping[str, Value],
+    run_folder: Path,
+    *,
+    ended: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Run an app (None: fedbridge's own) with `flwr run` to its end and leave no process behind.
+
+    `run_config` and `federation` travel as TOML files. `ended` may tell early that the run is over (it is asked far
+    more often than Flower). Raises `EngineError` where the run could not be started or did not complete; what the run
+    printed is then kept in `run_folder/flower.log`.
+    """
+    if not Path("/proc/self/environ").exists():
+        raise EngineError(
+            "the flower engine can't run here", why="it needs Linux's /proc to clean up", fix="use --engine local"
+        )
+    mark = sha256_json(str(run_folder.resolve()))[:32]
+    # A run that was killed may have left its SuperLink at work on this very folder.
+    end_processes(mark)
+    with _neutral_folder() as place, _always_cleaned(mark):
+        flower = _Flower(place, mark)
+        run_id = flower.submit(app or build_app(place / "app"), run_config, federation)
+        outcome = flower.watch(run_id, ended)
+        if outcome.status != "completed":
+            flower.keep_log(run_id, run_folder / "flower.log")
+            raise EngineError(
+                f"the run on Flower {outcome.status}",
+                why=outcome.details or "Flower gives no details",
+                fix=f"see {run_folder / 'flower.log'}",
+            )
+        return outcome
+
+
+class _Flower:
+    """The `flwr` command with an own home, port and working folder."""
+
+    def __init__(self, place: Path, mark: str) -> None:
+        self._home = place / "home"
+        self._empty = place / "empty"
+        self._home.mkdir()
+        self._empty.mkdir()
+        binaries = Path(sys.executable).parent
+        self._command = shutil.which("flwr", path=str(binaries)) or shutil.which("flwr")
+        self._environment = os.environ | {
+            MARK: mark,
+            "FLWR_HOME": str(self._home),
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(_free_port()),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DEDUP_LOGS": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_TMPDIR": str(place),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "ignore",
+            # `flwr run` starts the SuperLink by its bare name.
+            "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
+        }
+
+    def submit(self, app: Path, run_config: Mapping[str, Value], federation: Mapping[str, Value]) -> str:
+        """Start the run and return its id."""
+        files = {"--run-config": run_config, "--federation-config": federation}
+        arguments = []
+        for option, values in files.items():
+            path = self._home / f"{option.strip('-')}.toml"
+            path.write_text(toml_text(values), encoding="utf-8")
+            arguments += [option, str(path)]
+        answer = self._ask("run", str(app), *arguments)
+        if not answer.get("success") or not answer.get("run-id"):
+            raise EngineError(
+                "Flower did not start the run",
+                why=_words(answer),
+                fix="correct what it names; `fedbridge-sim run --engine local` needs no Flower processes",
+            )
+        return str(answer["run-id"])
+
+    def watch(self, run_id: str, ended: Callable[[], bool]) -> Outcome:
+        """Poll until the run has finished."""
+        while True:
+            answer = self._ask("list", "--run-id", run_id)
+            runs = answer.get("runs") or [{}]
+            status = str(runs[0].get("status", ""))
+            if status.startswith("finished:"):
+                return Outcome(run_id, status.partition(":")[2], str(runs[0].get("status-details", "") or ""))
+            if not status:
+                raise EngineError("Flower lost the run", why=_words(answer))
+            was_over = ended()
+            deadline = time.monotonic() + _POLL_SECONDS
+            while time.monotonic() < deadline and (was_over or not ended()):
+                time.sleep(0.2)
+
+    def keep_log(self, run_id: str, target: Path) -> None:
+        """Write what the run printed, its traceback too, into a file."""
+        target.write_text(self._call("log", run_id, "--show").stdout, encoding="utf-8")
+
+    def _ask(self, *arguments: str) -> dict[str, Any]:
+        """The JSON object that a command answers; what it printed instead comes under `error-message`."""
+        done = self._call(*arguments, "--format", "json")
+        told = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        return _last_json(done.stdout) or {"error-message": told[-1].strip() if told else "no answer"}
+
+    def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        if self._command is None:
+            raise EngineError("the command `flwr` is not installed", fix="pip install 'fedbridge[simulation]'")
+        try:
+            return subprocess.run(
+                [self._command, *arguments],
+                cwd=self._empty,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_SUBMIT_SECONDS,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise EngineError(
+                f"`flwr {arguments[0]}` did not answer within {_SUBMIT_SECONDS:.0f} s", fix="try again"
+            ) from error
+
+
+def marked_processes(mark: str) -> list[int]:
+    """Ids of the live processes that inherited this mark, and of all their descendants; the caller is left out.
+
+    Ray's workers write their title over their environment, so a parent's mark counts for its children.
+    """
+    found: set[int] = set()
+    parents: dict[int, int] = {}
+    wanted = f"{MARK}={mark}".encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or (process := _process(int(entry.name))) is None:
+            continue
+        parents[int(entry.name)] = process.parent
+        try:
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.add(int(entry.name))
+        except OSError:
+            continue
+    while more := {pid for pid, parent in parents.items() if parent in found and pid not in found}:
+        found |= more
+    return sorted(found - {os.getpid()})
+
+
+def end_processes(mark: str) -> None:
+    """End every process with this mark: asked first, killed when it does not go."""
+    seen: set[_Process] = set()
+    left: list[int] = []
+    for request in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while time.monotonic() < deadline:
+            seen |= {process for pid in marked_processes(mark) if (process := _process(pid)) is not None}
+            # A worker whose parent ended first no longer counts as marked: it is remembered.
+            left = [process.pid for process in seen if _process(process.pid, process.started) is not None]
+            if not left:
+                return
+            for pid in left:
+                _signal(pid, request)
+            time.sleep(0.3)
+    raise EngineError(f"processes {left} of the run could not be ended", fix="end them by hand")
+
+
+@dataclass(frozen=True)
+class _Process:
+    pid: int
+    started: int
+    parent: int = field(compare=False)
+
+
+def _process(pid: int, started: int | None = None) -> _Process | None:
+    """A live process as /proc has it; None where it is gone, a zombie, or another one under a used id."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    process = _Process(pid, started=int(fields[19]), parent=int(fields[1]))
+    return None if fields[0] == "Z" or started not in (None, process.started) else process
+
+
+@contextmanager
+def _always_cleaned(mark: str) -> Iterator[None]:
+    """End the marked processes however the block ends; Ctrl-C can't interrupt the clean-up."""
+    try:
+        yield
+    finally:
+        with _uninterrupted():
+            end_processes(mark)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before: list[Any] = [signal.signal(number, _ignore) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Nothing: the clean-up is under way."""
+
+
+@contextmanager
+def _neutral_folder() -> Iterator[Path]:
+    """An own empty folder with a short path (Ray's sockets allow about 100 characters)."""
+    short = Path("/tmp")
+    folder = Path(tempfile.mkdtemp(prefix="fedbridge-", dir=short if os.access(short, os.W_OK) else None))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _words(answer: dict[str, Any]) -> str:
+    """Flower's own words for a failure: the last paragraph, after its notes on what it is about to do."""
+    return str(answer.get("error-message") or answer).strip().rpartition("\n\n")[2]
+
+
+def _last_json(text: str) -> dict[str, Any]:
+    """The JSON object that `flwr ... --format json` printed, possibly after other lines."""
+    start = text.find("{")
+    try:
+        value = json.loads(text[start:]) if start >= 0 else {}
+    except json.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _pyproject() -> str:
+    """As much of a pyproject as Flower needs, with the same run-config keys as the repository's own."""
+    components = "\n".join(f'{name} = "{where}"' for name, where in APP_COMPONENTS.items())
+    return f"""[project]
+name = "fedbridge"
+version = "0.1.0"
+description = "Train a bridge between two frozen biosignal foundation models across hospitals"
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "fedbridge"
+
+[tool.flwr.app.components]
+{components}
+
+[tool.flwr.app.config]
+{toml_text(RUN_CONFIG_DEFAULTS)}"""

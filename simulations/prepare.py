@@ -1,0 +1,325 @@
+"""From a configuration to real site folders, models and a job: what a hospital and a coordinator would have on disk.
+
+    DIR/sites/site-<i>/   site.yaml, policy.yaml, labels.csv, recordings/ (links, or copies)
+    DIR/models/           old_encoder, new_encoder, task_head, public_vectors.safetensors
+    DIR/job.yaml          the job that every site is asked to do
+    DIR/run-config.toml, DIR/federation-config.toml   the same for `flwr run`
+    DIR/config.yaml       the resolved configuration
+
+Everything is made in a folder beside DIR and renamed at the end, so DIR is whole or not there at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from bridge.config import load_yaml
+from bridge.encoders.cards import EncoderCard, HeadCard, read_card
+from bridge.errors import ConfigError
+from bridge.job import Job, Models, job_text, parse_job
+from client.policy import Policy
+from client.policy import template as policy_template
+from client.site import (
+    CacheSection,
+    InputFormat,
+    LabelsSection,
+    ModelsSection,
+    QualitySection,
+    ReaderSection,
+    SignalSection,
+    Site,
+    SiteFile,
+    SplitsSection,
+    WindowSection,
+    write_site_file,
+)
+from server.errors import RunFolderError
+from simulations.config import DataConfig, SimulationConfig
+from simulations.encoders import HEAD, NEW, OLD, NewEncoderConfig, PublicWindows, train_models
+from simulations.partitions import Hospital, hospitals
+from simulations.run_config import RUN_CONFIG_DEFAULTS, Value, federation_config, toml_text
+from simulations.source import PatientData, Source, cache_root
+from simulations.split import Split, split_patients
+
+Progress = Callable[[str, int, int], None]
+"""`(what is being computed, done, of how many)`."""
+
+CONFIG, JOB, SITES, MODELS = "config.yaml", "job.yaml", "sites", "models"
+RUN_CONFIG, FEDERATION_CONFIG = "run-config.toml", "federation-config.toml"
+
+
+def prepare(
+    config: SimulationConfig, out: Path, *, copy: bool = False, progress: Progress = lambda what, done, total: None
+) -> Path:
+    """Make the folder `out` of a study and return it.
+
+    Models are trained on the public patients, or taken from the cache. `copy` puts copies of the recordings into the
+    site folders, links otherwise. Raises `RunFolderError` where `out` exists and holds something, or can't be written,
+    and what source, split, partition and training raise; then nothing is left behind.
+    """
+    out = Path(os.path.abspath(out))  # noqa: PTH100 - a link is kept as the user named it
+    _check_free(out)
+    source = load_source(config.data, progress)
+    split = split_patients(source, config.split)
+    dealt = hospitals(source, split, config.partition, config.seed)
+    with _whole_or_not(out) as folder:
+        _write_text(folder / CONFIG, config.text())
+        _train(source, split, config, folder, progress)
+        _write_sites(source, dealt, config, folder, copy, progress)
+        _write_texts(config, folder, out, len(dealt))
+    return out
+
+
+def load_source(data: DataConfig, progress: Progress) -> Source:
+    """The recordings that a configuration names; the built-in cohort is made where it is not in the cache."""
+    if data.source == "builtin":
+        from simulations.cohort import built_in_cohort
+
+        return built_in_cohort(data.builtin, progress=lambda done, total: progress("recordings", done, total))
+    assert data.folder is not None
+    if data.source == "cinc2015":
+        from simulations.sources.cinc2015 import cinc2015
+
+        return cinc2015(data.folder)
+    from simulations.sources.eegmat import eegmat
+
+    return eegmat(data.folder)
+
+
+def read_prepared(folder: Path) -> tuple[SimulationConfig, Job]:
+    """The configuration and job of a prepared folder; raises `ConfigError` where it is none."""
+    from bridge.config import parse_model
+
+    config = parse_model(load_yaml(folder / CONFIG), SimulationConfig, str(folder / CONFIG))
+    try:
+        text = (folder / JOB).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{folder / JOB}: can't be read", why=error.strerror or "", fix="prepare it anew") from error
+    return config, parse_job(text)
+
+
+def site_folders(folder: Path) -> list[Path]:
+    """The site folders of a prepared folder, in the order of their partition."""
+    return sorted((folder / SITES).glob("site-*"), key=lambda path: int(path.name.removeprefix("site-")))
+
+
+def run_config(folder: Path, *, engine: str, resume: bool) -> dict[str, Value]:
+    """The flat run config of a prepared folder; every path is absolute."""
+    values: dict[str, Value] = {
+        "job": (folder / JOB).read_text(encoding="utf-8"),
+        "run-folder": str(folder),
+        "models-folder": str(folder / MODELS),
+        "simulation-folder": str(folder / SITES),
+        "engine": engine,
+        "resume": resume,
+    }
+    assert values.keys() == RUN_CONFIG_DEFAULTS.keys()
+    return values
+
+
+def flwr_command(folder: Path, app: Path) -> str:
+    """The command that starts the prepared study with Flower itself, from an empty folder."""
+    quoted = [shlex.quote(str(path)) for path in (app, folder / RUN_CONFIG, folder / FEDERATION_CONFIG)]
+    return (
+        f'cd "$(mktemp -d)" && flwr run {quoted[0]} --stream --run-config {quoted[1]} --federation-config {quoted[2]}'
+    )
+
+
+def _train(source: Source, split: Split, config: SimulationConfig, folder: Path, progress: Progress) -> None:
+    """Train the models on the public patients, whose windows come through a site's own data path."""
+    progress("public windows", 0, 2)
+    old = _public_windows(source, split.public_old, config.encoders.old, "old", folder)
+    progress("public windows", 1, 2)
+    new = _public_windows(source, split.public_new, config.encoders.new, "new", folder)
+    progress("public windows", 2, 2)
+    train_models(old, new, source.classes, config.encoders, folder / MODELS, data=source.description, progress=progress)
+
+
+def _public_windows(
+    source: Source, patients: Sequence[str], encoder: NewEncoderConfig, role: str, folder: Path
+) -> PublicWindows:
+    from client.windowing import windows_of
+
+    is_old = role == "old"
+    place = folder / f".public-{role}"
+    members = _members(source, patients)
+    _write_recordings(place / "recordings", members, copy=False)
+    _write_labels(place / "labels.csv", members if is_old else [])
+    file = SiteFile(
+        site=f"public-{role}",
+        old=_signal(source, "old") if is_old else None,
+        new=None if is_old else _signal(source, "new"),
+        splits=SplitsSection(pair=tuple(patients), validation=(), test=()),
+        labels=_labels(source) if is_old else LabelsSection(),
+        **_common(source),
+    )
+    spec = encoder.spec(source.old if is_old else source.new, source.window_seconds)
+    form = InputFormat(window=spec, preprocessing=encoder.preprocessing)
+    site = Site(place / "site.yaml", file)
+    try:
+        if is_old:
+            windows = windows_of(site, "pair", ("old",), {"old": form})
+        else:
+            windows = windows_of(site, "pair", ("new",), {"new": form})
+    finally:
+        shutil.rmtree(place)
+    x = windows.old if is_old else windows.new
+    assert x is not None
+    return PublicWindows(x, windows.table.patients, windows.table.labels, spec, encoder.preprocessing)
+
+
+def _write_sites(
+    source: Source, dealt: Sequence[Hospital], config: SimulationConfig, folder: Path, copy: bool, progress: Progress
+) -> None:
+    digits = len(str(len(dealt)))
+    for i, hospital in enumerate(dealt):
+        progress("site folders", i, len(dealt))
+        place = folder / SITES / f"site-{i}"
+        name = f"hospital-{i + 1:0{digits}d}"
+        members = _members(source, (*hospital.pair, *hospital.validation, *hospital.test))
+        _write_recordings(place / "recordings", members, copy=copy)
+        _write_labels(place / "labels.csv", members)
+        _write_text(place / "policy.yaml", policy_text(config.policy, name))
+        file = SiteFile(
+            site=name,
+            old=_signal(source, "old"),
+            new=_signal(source, "new"),
+            labels=_labels(source),
+            splits=SplitsSection(pair=hospital.pair, validation=hospital.validation, test=hospital.test),
+            models=ModelsSection(**{name: Path("../..") / MODELS / name for name in (OLD, NEW, HEAD)}),
+            policy=Path("policy.yaml"),
+            cache=CacheSection(folder=cache_root().absolute() / "features", max_gigabytes=config.cache.max_gigabytes),
+            **_common(source),
+        )
+        write_site_file(place / "site.yaml", file)
+    progress("site folders", len(dealt), len(dealt))
+
+
+def policy_text(policy: Policy, site: str) -> str:
+    """The policy file that ships, every key explained, with this policy's values in place of the defaults."""
+    values = policy.model_dump(mode="json") | {"site": site}
+    defaults = Policy().model_dump(mode="json")
+    text = policy_template(site).replace(
+        "Without this file, the strictest defaults hold, which are the values written here.",
+        "Without this file, the strictest defaults hold. Written by `fedbridge-sim prepare`.",
+    )
+    lines = text.split("\n")
+    for key, value in values.items():
+        if key != "site" and value != defaults[key]:
+            lines = _replaced(lines, key, value)
+    return "\n".join(lines)
+
+
+def _replaced(lines: list[str], key: str, value: object) -> list[str]:
+    """The lines with one top-level key's block exchanged; the comments above it stay."""
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"{key}:"))
+    end = start + 1
+    while end < len(lines) and lines[end][:1] in (" ", "-"):
+        end += 1
+    block = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True).rstrip("\n").split("\n")
+    return [*lines[:start], *block, *lines[end:]]
+
+
+def _write_texts(config: SimulationConfig, folder: Path, out: Path, sites: int) -> None:
+    """Job and Flower's two files; their paths name the folder as it will be called."""
+    models = folder / MODELS
+    digests = Models(
+        old_encoder=read_card(models / OLD, EncoderCard).digest,
+        new_encoder=read_card(models / NEW, EncoderCard).digest,
+        task_head=read_card(models / HEAD, HeadCard).digest,
+    )
+    _write_text(folder / JOB, job_text(config.job(digests)))
+    values = run_config(folder, engine="flower", resume=False)
+    values |= {key: str(out / Path(str(values[key])).relative_to(folder)) for key in values if key.endswith("-folder")}
+    _write_text(folder / RUN_CONFIG, toml_text(values))
+    _write_text(folder / FEDERATION_CONFIG, toml_text(federation_config(sites, config.workers)))
+
+
+def _common(source: Source) -> dict[str, object]:
+    return {
+        "reader": ReaderSection(name=source.reader, options=source.reader_options),
+        "folder": Path("recordings"),
+        "window": WindowSection(seconds=source.window_seconds, step_seconds=source.step_seconds),
+        "quality": QualitySection.model_validate(source.quality),
+    }
+
+
+def _signal(source: Source, role: str) -> SignalSection:
+    signal = source.old if role == "old" else source.new
+    return SignalSection(modality=signal.modality, channels=signal.channels, rate_hz=signal.rate_hz)
+
+
+def _labels(source: Source) -> LabelsSection:
+    return LabelsSection(source="csv", path=Path("labels.csv"), classes=source.classes)
+
+
+def _members(source: Source, names: Sequence[str]) -> list[PatientData]:
+    wanted = set(names)
+    return [patient for patient in source.patients if patient.patient in wanted]
+
+
+def _write_recordings(folder: Path, members: Sequence[PatientData], *, copy: bool) -> None:
+    folder.mkdir(parents=True)
+    for patient in members:
+        for path in patient.files:
+            if copy:
+                shutil.copyfile(path, folder / path.name)
+            else:
+                (folder / path.name).symlink_to(path.resolve())
+
+
+def _write_labels(path: Path, members: Sequence[PatientData]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["recording", "start_seconds", "end_seconds", "label", "group"])
+        for patient in members:
+            writer.writerows(
+                (row.recording, row.start_seconds, row.end_seconds, row.label, row.group) for row in patient.labels
+            )
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunFolderError(
+            f"{out}: is not an empty folder",
+            why="a study is prepared in a folder of its own",
+            fix="name another --out, or remove it",
+        )
+
+
+@contextmanager
+def _whole_or_not(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name when the block has ended well, and is gone otherwise."""
+    partial = out.parent / f".{out.name}.preparing"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    try:
+        yield partial
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unwritable(out: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"{out}: can't be written", why=error.strerror or str(error), fix="free space or choose a writable --out"
+    )
