@@ -1,0 +1,1 @@
+"""Real open sets as sources of a simulation; their files stay where they are."""

@@ -1,0 +1,56 @@
+"""What the real sets share: finding their recordings, and keeping what was computed from them once."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simulations.errors import CohortError
+from simulations.source import cache_root
+
+
+def recordings(folder: Path, arrays: tuple[str, ...]) -> list[Path]:
+    """The `.npz` files of a folder, sorted; raises `CohortError` where there is none or one lacks an array."""
+    files = sorted(folder.glob("*.npz"))
+    if not files:
+        raise CohortError(
+            f"{folder}: no recordings",
+            why="the folder is missing or holds no .npz file",
+            fix="set source.folder to where the recordings are",
+        )
+    for path in files:
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                missing = [name for name in arrays if name not in archive.files]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise CohortError(
+                f"{path}: can't be read as .npz", why=f"{type(error).__name__}: {error}", fix="copy the file again"
+            ) from error
+        if missing:
+            raise CohortError(
+                f"{path}: is not a recording of this set",
+                why=f"it has no array {', '.join(missing)}",
+                fix="set source.folder to the folder of this set",
+            )
+    return files
+
+
+def cached_json(name: str, make: Callable[[], Any]) -> Any:
+    """What `make` gives (plain JSON values), kept as `cache_root()/labels/<name>.json`; written in one rename."""
+    path = cache_root() / "labels" / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # Absent or damaged: made anew.
+        value = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value), encoding="utf-8")
+    partial.replace(path)
+    return value
