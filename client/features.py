@@ -44,6 +44,8 @@ Progress = Callable[[int, int], None]
 Floats = NDArray[np.float32]
 
 _hashes: dict[tuple[str, int, int], str] = {}
+_sets: dict[tuple[str, str], tuple[str, FeatureSet]] = {}
+_KEPT_SETS = 256
 
 
 @dataclass
@@ -171,20 +173,34 @@ def features(site: Site, split: Split, progress: Progress | None = None) -> Feat
     """The features of a split; what is not in the cache is computed (`progress(done, files)` after each file).
 
     Files that can't be used are logged, listed in `problems` and left out. Raises `NoWindowsError` where no window is
-    left, `ModelsError`, `SiteFileError` and `CacheError`.
+    left, `ModelsError`, `SiteFileError` and `CacheError`. A process that asks again for a set of which no file has
+    changed gets the same object.
     """
+    paths = site.files()
+    place, stamp = (str(site.path), split), _stamp(site, paths)
+    if stamp is not None and place in _sets and _sets[place][0] == stamp:
+        return _sets[place][1]
+    found = _opened(site, split, paths, progress)
+    if stamp is not None:
+        _sets[place] = (stamp, found)
+        while len(_sets) > _KEPT_SETS:
+            _sets.pop(next(iter(_sets)))
+    return found
+
+
+def _opened(site: Site, split: Split, paths: Sequence[Path], progress: Progress | None) -> FeatureSet:
     cache = Cache(site.cache_folder, site.file.cache.max_gigabytes)
     cache.sweep()
-    labels, paths = LabelSource.of(site), site.files()
+    keys = _Keys(site)
     found: list[_Recording] = []
     problems: list[FileProblem] = []
     encoders: dict[Role, Encoder] = {}
     for done, path in enumerate(paths, start=1):
         try:
-            recording = _index(site, path, labels, cache)
-            if site.file.splits.of(recording.patient) == split and len(recording):
-                _complete(site, recording, cache, encoders)
+            recording = _index(site, path, keys, cache)
             if site.file.splits.of(recording.patient) == split:
+                if len(recording):
+                    _complete(site, recording, cache, encoders)
                 found.append(recording)
         except RecordingError as error:
             problems.append(FileProblem(path, error))
@@ -199,9 +215,22 @@ def features(site: Site, split: Split, progress: Progress | None = None) -> Feat
     return FeatureSet(table, rejected, tuple(problems), site, used, cache)
 
 
-def _index(site: Site, path: Path, labels: LabelSource, cache: Cache) -> _Recording:
+def _stamp(site: Site, paths: Sequence[Path]) -> str | None:
+    """Changes whenever a file behind a feature set does; None where a file can't even be looked at."""
+    files = [] if site.file.labels.path is None else [site.resolve(site.file.labels.path)]
+    try:
+        files += [part for path in paths for part in site.reader.parts(path)]
+        stats = [(str(file), file.stat()) for file in files]
+    except (OSError, RecordingError):
+        return None
+    digests = [site.old_card.digest, site.new_card.digest, site.head_card.digest]
+    looks = [[name, each.st_mtime_ns, each.st_size, each.st_ino] for name, each in stats]
+    return sha256_json([site.file.model_dump(mode="json"), digests, looks])
+
+
+def _index(site: Site, path: Path, source: _Keys, cache: Cache) -> _Recording:
     """A recording's windows (patient, starts, labels, rejections), from the cache or the file."""
-    keys = _keys(site, path, labels)
+    keys, labels = source.of(path), source.labels
     entry = cache.get(keys["windows"])
     fresh: Cut | None = None
     if entry is None:
@@ -225,26 +254,30 @@ def _index(site: Site, path: Path, labels: LabelSource, cache: Cache) -> _Record
     return _Recording(path, values["patient"], table, Counter(values["rejected"]), keys, labels, _cut=fresh)
 
 
-def _keys(site: Site, path: Path, labels: LabelSource) -> dict[str, str]:
-    """Content keys of one recording: its windows, and its features under each encoder."""
-    file = site.file
-    settings = file.model_dump(mode="json", include={"reader", "old", "new", "window", "quality"})
-    settings["labels"] = file.labels.model_dump(mode="json", exclude={"path"})
-    channels = [site.old_card.window.channels, site.new_card.window.channels]
-    parts = [[part.name, _hash(part)] for part in site.reader.parts(path)]
-    reader = [type(site.reader).__module__, type(site.reader).__qualname__, site.reader.version]
-    windows = sha256_json([FORMAT, reader, settings, channels, labels.content(path.stem), path.stem, parts])
-    return {"windows": windows} | {role: _encoder_key(windows, card) for role, card in _cards(site).items()}
+class _Keys:
+    """Content keys of a site's recordings: of their windows, and of their features under each encoder."""
+
+    def __init__(self, site: Site) -> None:
+        self.labels = LabelSource.of(site)
+        self._reader = site.reader
+        self._cards: dict[Role, EncoderCard] = {"old": site.old_card, "new": site.new_card}
+        settings = site.file.model_dump(mode="json", include={"reader", "old", "new", "window", "quality"})
+        settings["labels"] = site.file.labels.model_dump(mode="json", exclude={"path"})
+        channels = [card.window.channels for card in self._cards.values()]
+        reader = [type(self._reader).__module__, type(self._reader).__qualname__, self._reader.version]
+        self._common = sha256_json([FORMAT, reader, settings, channels])
+
+    def of(self, path: Path) -> dict[str, str]:
+        """The keys `windows`, `old` and `new` of one recording. Raises `RecordingError` where it can't be read."""
+        parts = [[part.name, _hash(part)] for part in self._reader.parts(path)]
+        windows = sha256_json([self._common, self.labels.content(path.stem), path.stem, parts])
+        return {"windows": windows} | {role: _encoder_key(windows, card) for role, card in self._cards.items()}
 
 
 def _encoder_key(windows: str, card: EncoderCard) -> str:
     return sha256_json(
         [windows, card.window.model_dump(mode="json"), card.preprocessing.model_dump(mode="json"), card.digest]
     )
-
-
-def _cards(site: Site) -> dict[Role, EncoderCard]:
-    return {"old": site.old_card, "new": site.new_card}
 
 
 def _hash(path: Path) -> str:
