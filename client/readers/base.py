@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -145,18 +144,6 @@ def find_reader(name: str) -> type[Reader]:
             fix="see docs/own-reader.md",
         )
     return kind
-
-
-def match_name(pattern: str, stem: str, what: str) -> str:
-    """The first group of a regular expression (or the whole match) in a file's stem; raises `RecordingError`."""
-    found = re.search(pattern, stem)
-    if found is None:
-        raise RecordingError(
-            f"{stem}: the file's name gives no {what}",
-            why=f"the pattern {pattern!r} does not match it",
-            fix=f"correct {what}_pattern in the reader's options, or exclude the file",
-        )
-    return str(found.group(1) if found.groups() else found.group(0))
 
 
 def runs_of(values: NDArray[Any], seconds_each: float) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[Any]]:
