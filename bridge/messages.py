@@ -28,7 +28,7 @@ ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 DESCRIBE, PROBE, SIMILARITY, TRAIN, EVALUATE = "query.describe", "query.probe", "query.similarity", "train", "evaluate"
 MESSAGES = (DESCRIBE, PROBE, SIMILARITY, TRAIN, EVALUATE)
 
-SITE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+SITE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 """A site's agreed name: it leaves the site, so it is a plain word and no place for anything else."""
 
 Kind = Literal["array", "number", "text", "flag"]
