@@ -25,10 +25,10 @@ _NO_INTERVAL = "none: the server sees sums of confusion matrices over sites only
 
 @dataclass(frozen=True)
 class Pooled:
-    """Confusion matrices summed over the sites that sent them, by kind, and how many sites did."""
+    """Confusion matrices summed over the sites that sent them, by kind; codes of the sites that sent nothing."""
 
     confusion: dict[Kind, NDArray[np.int64]] = field(default_factory=dict)
-    sites: dict[Kind, int] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
 
 
 def pooled_confusions(
@@ -39,10 +39,12 @@ def pooled_confusions(
     arrays: Arrays,
     round_: int,
     split: Literal["validation", "test"],
+    at_least: int = 0,
 ) -> Pooled:
     """Ask every site to evaluate the bridge of `round_` on its patients of `split`.
 
-    Sites send what their policies permit; one that permits nothing, or fails, has no part in the sums.
+    Sites send what their policies permit; one that permits nothing, or fails, has no part in the sums. Sites are asked
+    again, within the job's retries, while fewer than `at_least` answered.
     """
     log.emit("evaluate", state="started", split=split, round=round_, sites=len(exchange.roster))
     config = {
@@ -53,7 +55,7 @@ def pooled_confusions(
     }
     expected = Expected((), optional=CONFUSION_ITEMS, dimensions=dimensions)
     phase = f"evaluate {split} {round_}"
-    answers = exchange.ask(Question(phase, EVALUATE, expected, config, arrays))
+    answers = exchange.ask(Question(phase, EVALUATE, expected, config, arrays), at_least)
     confusion: dict[Kind, NDArray[np.int64]] = {}
     sites: dict[Kind, int] = {}
     for kind in ("bridge", "teacher", "agreement"):
@@ -62,7 +64,7 @@ def pooled_confusions(
         if found:
             confusion[kind], sites[kind] = np.sum(found, axis=0, dtype=np.int64), len(found)
     log.emit("evaluate", state="done", split=split, round=round_, sites=sites)
-    return Pooled(confusion, sites)
+    return Pooled(confusion, dict(answers.lost))
 
 
 def criterion(job: Job, pooled: Pooled) -> float | None:
@@ -75,12 +77,13 @@ def criterion(job: Job, pooled: Pooled) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def not_permitted(job: Job, round_: int) -> RunError:
-    """The error of `keep: best` where no site answers with its criterion."""
+def not_permitted(job: Job, round_: int, lost: dict[str, str]) -> RunError:
+    """The error of `keep: best` where no site answers with its criterion; `lost` has the codes of those that failed."""
     item = {"train_loss": "train_loss", "agreement": "confusion.agreement", "balanced_accuracy": "confusion.bridge"}
     wanted = item[job.train.criterion]
+    codes = ", ".join(f"{site} ({code})" for site, code in sorted(lost.items()))
     return RunError(
-        f"round {round_}: keep 'best' can't be judged, no site sends '{wanted}'",
+        f"round {round_}: keep 'best' can't be judged, no site sends '{wanted}'" + (f": {codes}" if codes else ""),
         why=f"criterion '{job.train.criterion}' needs this opt-in item; no policy permits it, or no site has data",
         fix="keep 'last', name another criterion, or ask the sites to list the item in their policies",
     )

@@ -62,32 +62,33 @@ class Exchange:
         self.grid, self.job, self.book, self.log = grid, job, book, log
         self.roster: dict[str, int] = {}
 
-    def ask(self, question: Question) -> Answers:
-        """Every site of the roster once; raises nothing for sites that did not answer well."""
+    def ask(self, question: Question, at_least: int = 0) -> Answers:
+        """Ask every site of the roster; repeat up to `sites.retries` times while fewer than `at_least` answered well.
+
+        A repetition goes to the sites without a good answer alone: the others' answers stay, since a site answers the
+        same question the same way. Raises nothing for sites that did not answer well.
+        """
         answers = Answers()
         self._ask(question, sorted(self.roster), answers)
+        for attempt in range(1, self.job.sites.retries + 1):
+            if len(answers.good) >= at_least:
+                break
+            missing = [site for site in sorted(self.roster) if site not in answers.good]
+            self.log.emit("retry", phase=question.phase, attempt=attempt, good=len(answers.good), sites=missing)
+            self._wait_online(at_least)
+            self._ask(question, missing, answers)
         answers.good = dict(sorted(answers.good.items()))
         return answers
 
     def ask_enough(self, question: Question) -> Answers:
-        """Ask until at least `sites.minimum` sites answered well, `sites.retries` times more at the most.
-
-        A repetition goes to the sites without a good answer alone: the others' answers stay, since a site answers the
-        same question the same way. Raises `RunError` that names the missing sites and their codes.
-        """
-        answers, minimum = Answers(), self.job.sites.minimum
-        for attempt in range(self.job.sites.retries + 1):
-            missing = [site for site in sorted(self.roster) if site not in answers.good]
-            if attempt:
-                self.log.emit("retry", phase=question.phase, attempt=attempt, good=len(answers.good), sites=missing)
-                self._wait_online(minimum)
-            self._ask(question, missing, answers)
-            if len(answers.good) >= minimum:
-                answers.good = dict(sorted(answers.good.items()))
-                return answers
+        """Ask until at least `sites.minimum` sites answered well; else `RunError` names the missing and their codes."""
+        minimum = self.job.sites.minimum
+        answers = self.ask(question, minimum)
+        if len(answers.good) >= minimum:
+            return answers
         codes = ", ".join(f"{site} ({code})" for site, code in sorted(answers.lost.items()))
         raise RunError(
-            f"{question.phase}: {len(answers.good)} good replies, {minimum} are needed; missing: {codes or 'no site'}",
+            f"{question.phase}: {len(answers.good)} good replies, {minimum} are needed; missing: {codes}",
             why=f"asked {self.job.sites.retries + 1} times; what each code means is in docs/reference/errors.md",
             fix="see to the missing sites, then resume the run, or lower sites.minimum in a new job",
         )

@@ -36,7 +36,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Answer:
-    """A good reply: the value of each item by name, and the bytes that each took on the wire."""
+    """A good reply: the value of each item by name, and its bytes, counted as the site's audit log counts them."""
 
     values: dict[str, Any]
     sizes: dict[str, int]
@@ -64,7 +64,7 @@ def read_reply(message: Message, expected: Expected) -> Answer:
             check_item(ITEMS[name], value, expected.dimensions)
         except ItemError as error:
             raise ReplyError(error.what, why=error.why) from error
-    return Answer(values, {name: _size(content, ITEMS[name]) for name in values})
+    return Answer(values, {name: _bytes(value) for name, value in values.items()})
 
 
 def check_weight(answer: Answer, weight: float) -> None:
@@ -83,10 +83,10 @@ def error_code(message: Message) -> str:
 
 
 def content_bytes(message: Message) -> int:
-    """Bytes of arrays, numbers and texts in a reply, whatever they are; 0 for an error."""
+    """Bytes of a reply's arrays (as they are on the wire), numbers and texts, whatever they are; 0 for an error."""
     if not message.has_content():
         return 0
-    return sum(_value_size(value) for record in message.content.values() for value in record.values())
+    return sum(_bytes(value) for record in message.content.values() for value in record.values())
 
 
 def _records(content: RecordDict) -> dict[str, Mapping[str, Any]]:
@@ -143,15 +143,14 @@ def _short(shape: tuple[int, ...]) -> str:
     return str(shape) if len(shape) <= 4 else f"of {len(shape)} axes"
 
 
-def _size(content: RecordDict, item: Item) -> int:
-    return _value_size(content[_RECORD_OF[item.kind]][item.name])
-
-
-def _value_size(value: object) -> int:
+def _bytes(value: object) -> int:
+    """An array's buffer, or its wire form where it is still in it; 8 for a number, 1 for a flag, a text's UTF-8."""
+    if isinstance(value, np.ndarray):
+        return int(value.nbytes)
     if isinstance(value, Array):
         return len(value.data)
     if isinstance(value, list):
-        return sum(_value_size(each) for each in value)
+        return sum(_bytes(each) for each in value)
     if isinstance(value, bool):
         return 1
     if isinstance(value, str | bytes):

@@ -48,9 +48,11 @@ class Training:
         checkpoint that says so.
         """
         while self.round < self.job.train.rounds:
+            moments = self.aggregator.state()
             try:
                 record = self._one_round(self.round + 1)
             except RunError as error:
+                self.aggregator.restore(moments)
                 self.checkpoint(stopped=error.what)
                 raise
             self.checkpoint()
@@ -113,17 +115,16 @@ class Training:
         keep_best = train.keep == "best"
         if not (keep_best and not every) and not (every and (round_ % every == 0 or round_ == train.rounds)):
             return None
-        if train.criterion == "train_loss":
-            value = loss
-        else:
+        value, lost = loss, {}
+        if train.criterion != "train_loss":
             pooled = pooled_confusions(
-                self.exchange, self.log, self.selection, self.dimensions, arrays, round_, "validation"
+                self.exchange, self.log, self.selection, self.dimensions, arrays, round_, "validation", int(keep_best)
             )
-            value = criterion(self.job, pooled)
+            value, lost = criterion(self.job, pooled), pooled.lost
         if not keep_best:
             return value
         if value is None:
-            raise not_permitted(self.job, round_)
+            raise not_permitted(self.job, round_, lost)
         sign = -1.0 if train.criterion == "train_loss" else 1.0
         if self.best is None or sign * value > sign * self.best.criterion:
             self.best = Best(round_, value, arrays)

@@ -26,7 +26,6 @@ _BUILD: dict[str, Callable[[StrategyJob], FedAvg]] = {
     "FedTrimmedAvg": lambda job: FedTrimmedAvg(weighted_by_key="weight", beta=job.trim),
     "Krum": lambda job: Krum(weighted_by_key="weight", num_malicious_nodes=job.malicious_sites),
 }
-_MOMENTS = ("m_t", "v_t")
 
 
 class Aggregator:
@@ -62,13 +61,16 @@ class Aggregator:
 
     def state(self) -> dict[str, Arrays]:
         """The server optimiser's moments by name, for a checkpoint; empty where there are none (yet)."""
-        found = {name: getattr(self._strategy, name, None) for name in _MOMENTS}
+        if not isinstance(self._strategy, FedAdam | FedYogi):
+            return {}
+        found = {"m_t": self._strategy.m_t, "v_t": self._strategy.v_t}
         return {name: dict(value) for name, value in found.items() if value}
 
     def restore(self, state: Mapping[str, Arrays]) -> None:
-        """Go on with the moments of a checkpoint."""
-        for name, value in state.items():
-            setattr(self._strategy, name, dict(value))
+        """Go on with the moments of a checkpoint, or of before a round that did not count."""
+        if isinstance(self._strategy, FedAdam | FedYogi):
+            self._strategy.m_t = dict(state["m_t"]) if "m_t" in state else None
+            self._strategy.v_t = dict(state["v_t"]) if "v_t" in state else None
 
 
 def cautions(job: StrategyJob, sites: int) -> list[str]:
