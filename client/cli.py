@@ -68,9 +68,9 @@ def predict(
     probability of each class.
     """
     from client.predict import predict_site, write_predictions
-    from client.site import open_site
+    from client.site import SPLITS, open_site
 
-    chosen = None if split is SplitChoice.all else split.value
+    chosen = next((each for each in SPLITS if each == split.value), None)
     windows, probabilities, manifest = predict_site(bridge, open_site(site), chosen)
     write_predictions(out, windows, probabilities, manifest.classes)
     patients = len(set(windows.table.patients.tolist()))

@@ -90,7 +90,7 @@ class Session:
         from client.features import features
 
         self.deadline.check()
-        found = features(self.site, split)
+        found = features(self.site, split, lambda done, files: self.deadline.check())
         self.deadline.check()
         return found
 

@@ -7,12 +7,13 @@ every 12 s. Everything is seeded. `ask` sends one real Flower message to the rea
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import yaml
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
@@ -30,10 +31,12 @@ from bridge.windows import Modality, Preprocessing, WindowSpec
 CLASSES = ("slow", "fast")
 ALL_ITEMS = tuple(ITEMS)
 RATES: dict[Modality, int] = {"ECG": 64, "PPG": 32}
-RHYTHM_HZ = (1.0, 2.2)
+RHYTHM_HZ = (1.0, 1.8)
 WINDOW_SECONDS, STATE_SECONDS, SECONDS = 4, 12, 48
-BLOCKS = {"ECG": 3, "PPG": 4}
-WIDTH, TOKENS = 8, 8
+BLOCKS: dict[Modality, int] = {"ECG": 3, "PPG": 4}
+WIDTH, TOKENS = 16, 8
+NOISE = 0.25
+STEPS = 60
 RANK, PROTOTYPES = 2, 4
 
 PERMISSIVE: dict[str, Any] = {"items": list(ALL_ITEMS)}
@@ -41,20 +44,25 @@ PERMISSIVE: dict[str, Any] = {"items": list(ALL_ITEMS)}
 
 
 def build_models(folder: Path, seed: int = 0) -> Path:
-    """`old_encoder` (ECG), `new_encoder` (PPG) and `task_head`: random networks, and a head fitted to tell the
-    states."""
+    """`old_encoder` (ECG), `new_encoder` (PPG) and `task_head`, trained for a second.
+
+    The old encoder and its head learn the states; the new encoder learns its windows' log power spectra, label-free.
+    """
+    rng = np.random.default_rng(seed)
+    states = rng.integers(0, 2, 256)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        old = _encoder("ECG", folder / "old_encoder")
-        _encoder("PPG", folder / "new_encoder")
-    card = read_card(folder / "old_encoder", EncoderCard)
-    rng = np.random.default_rng(seed)
-    states = rng.integers(0, 2, 200)
-    windows = np.stack([_signal("ECG", np.full(WINDOW_SECONDS, state), rng) for state in states])[:, None]
-    windows = (windows - windows.mean(-1, keepdims=True)) / windows.std(-1, keepdims=True)
-    with torch.no_grad():
-        pooled = old(torch.from_numpy(windows.astype(np.float32))).mean(1).double().numpy()
-    save_head(folder / "task_head", _fitted_head(pooled, states), classes=CLASSES, old_encoder=card.digest, training={})
+        old, head = _encoder("ECG"), TaskHead(WIDTH, len(CLASSES))
+        windows = _windows("ECG", states, rng)
+        _fit(old, head, windows, lambda logits, rows: F.cross_entropy(logits, torch.from_numpy(states)[rows]))
+        new, windows = _encoder("PPG"), _windows("PPG", states, rng)
+        spectra = torch.log(torch.fft.rfft(windows[:, 0]).abs()[:, 1:33].square() + 1.0)
+        _fit(new, torch.nn.Linear(WIDTH, 32), windows, lambda guess, rows: F.mse_loss(guess, spectra[rows]))
+    saved = [
+        save_encoder(folder / name, encoder.state_dict(), encoder.card(Preprocessing(), {"data": "synthetic"}))
+        for name, encoder in (("old_encoder", old), ("new_encoder", new))
+    ]
+    save_head(folder / "task_head", head, classes=CLASSES, old_encoder=saved[0].digest, training={})
     return folder
 
 
@@ -182,37 +190,41 @@ def signal_pair(states: Sequence[int], seed: int = 0) -> dict[str, NDArray[np.fl
     return {key: _signal(key, np.asarray(states), rng) for key in RATES}
 
 
-def _encoder(modality: Modality, folder: Path) -> CompactEncoder:
+def _encoder(modality: Modality) -> CompactEncoder:
     rate = RATES[modality]
     channel = "I" if modality == "ECG" else "P"
     window = WindowSpec(modality=modality, channels=(channel,), rate_hz=rate, samples=rate * WINDOW_SECONDS)
-    architecture = CompactArchitecture(width=WIDTH, blocks=BLOCKS[modality], heads=2, tokens=TOKENS)
-    encoder = CompactEncoder(window, architecture).eval()
-    save_encoder(folder, encoder.state_dict(), encoder.card(Preprocessing(), {"data": "none: random weights"}))
-    return encoder
+    return CompactEncoder(window, CompactArchitecture(width=WIDTH, blocks=BLOCKS[modality], heads=2, tokens=TOKENS))
 
 
-def _fitted_head(pooled: NDArray[np.float64], states: NDArray[np.int64]) -> TaskHead:
-    """Ridge regression on one-hot states, folded into one linear layer."""
-    mean, deviation = pooled.mean(0), pooled.std(0) + 1e-9
-    x = (pooled - mean) / deviation
-    y = np.eye(2)[states]
-    weights = np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ (y - y.mean(0))) / deviation[:, None]
-    head = TaskHead(pooled.shape[1], 2)
-    with torch.no_grad():
-        head.linear.weight.copy_(torch.from_numpy(weights.T))
-        head.linear.bias.copy_(torch.from_numpy(y.mean(0) - mean @ weights))
-    return head
+def _windows(modality: Modality, states: NDArray[np.int64], rng: np.random.Generator) -> torch.Tensor:
+    """One normalised window `(1, samples)` for each state."""
+    x = np.stack([_signal(modality, np.full(WINDOW_SECONDS, state), rng) for state in states])[:, None]
+    return torch.from_numpy(((x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)).astype(np.float32))
+
+
+def _fit(
+    encoder: CompactEncoder,
+    readout: torch.nn.Module,
+    windows: torch.Tensor,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    """A few steps of Adam on the encoder and a readout of its pooled final tokens."""
+    optimiser = torch.optim.Adam([*encoder.parameters(), *readout.parameters()], lr=3e-3)
+    for rows in torch.randint(len(windows), (STEPS, 48)):
+        optimiser.zero_grad()
+        loss(readout(encoder(windows[rows]).mean(1)), rows).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
 
 
 def _signal(modality: str, states: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
     """A rhythm that follows the states second by second: narrow peaks for ECG, a round wave for PPG, and noise."""
     rate = RATES[modality]  # type: ignore[index]
-    jitter = rng.normal(0, 0.05)
+    jitter = rng.normal(0, 0.15)
     frequency = np.repeat(np.take(RHYTHM_HZ, states) + jitter, rate)
     phase = 2 * np.pi * (np.cumsum(frequency) / rate + rng.uniform())
     wave = np.exp(8 * (np.cos(phase) - 1)) if modality == "ECG" else np.sin(phase) + 0.3 * np.sin(2 * phase + 1)
-    return (wave + rng.normal(0, 0.1, wave.shape)).astype(np.float32)
+    return (wave + rng.normal(0, NOISE, wave.shape)).astype(np.float32)
 
 
 def _reader_options(labels: bool) -> dict[str, Any]:
