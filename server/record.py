@@ -172,3 +172,9 @@ def read_record(folder: Path) -> RunRecord:
             why=str(error).splitlines()[0],
             fix="use the file as the run wrote it",
         ) from error
+
+
+def schema_text() -> str:
+    """The JSON schema of `run.json` as text: docs/reference/run.schema.json."""
+    schema = RunRecord.model_json_schema(by_alias=True)
+    return json.dumps(schema, indent=2, ensure_ascii=False, sort_keys=True) + "\n"

@@ -46,7 +46,8 @@ def result_chart(
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("Balanced accuracy on the test patients, with its 95 % interval")
+        bounded = any(found.low is not None for found in figures.values())
+        axes.set_xlabel("Balanced accuracy on the test patients" + (", with its 95 % interval" if bounded else ""))
         text = "; ".join(f"{labels.get(n, PREDICTOR_NAMES[n])} {figure_with_interval(m)}" for n, m in figures.items())
         return as_svg(fig, f"Result against its controls: {text}")
 
@@ -96,13 +97,14 @@ def scores_chart(selection: SelectionRecord) -> Markup | None:
     shown = [panel for panel in panels if panel[0] is not None]
     if not shown:
         return None
-    with canvas(WIDE * len(shown) / 2 if len(shown) == 2 else WIDE / 2, 2.9, "scores") as fig:
-        for axes, (scores, chosen, title, label) in zip(
-            fig.subplots(1, len(shown), squeeze=False)[0], shown, strict=True
-        ):
+    with canvas(WIDE * len(shown) / 2, 3.1, "scores") as fig:
+        every = fig.subplots(1, len(shown), squeeze=False)[0]
+        for axes, (scores, chosen, title, label) in zip(every, shown, strict=True):
             assert scores is not None
             _scores_panel(axes, scores, chosen)
             axes.set(title=title, ylabel=label, xlabel="position (block)")
+        if any(scores is not None and scores.per_site for scores, *_ in shown):
+            fig.legend(*every[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=8.5)
         return as_svg(
             fig,
             f"Selection scores by position; the bridge reads position {selection.input_position} of the new encoder "
@@ -135,7 +137,6 @@ def _scores_panel(axes: Any, scores: PositionScores, chosen: int) -> None:
         )
     axes.margins(x=0.12, y=0.22)
     axes.set_xticks(positions if len(positions) <= 16 else positions[:: len(positions) // 12])
-    axes.legend(loc="lower right", fontsize=8)
 
 
 def curves_chart(rounds: Sequence[RoundRecord], kept: int | None, criterion: str) -> Markup | None:
@@ -243,7 +244,8 @@ def groups_chart(groups: Mapping[str, Mapping[str, Metrics]]) -> Markup | None:
         axes.set_xlim(*_limits(every))
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("Balanced accuracy within the group, with its 95 % interval")
+        bounded = any(found.low is not None for found in every)
+        axes.set_xlabel("Balanced accuracy within the group" + (", with its 95 % interval" if bounded else ""))
         fig.legend(loc="outside upper left", ncols=4, fontsize=8.5)
         return as_svg(fig, "Balanced accuracy by group")
 
@@ -306,3 +308,31 @@ def windows_chart(title: str, windows: Sequence[ExampleWindow], name: str) -> Ma
 
 
 GREEN_OR_BLUE = {"old": COLOURS["teacher"], "new": COLOURS["bridge"]}
+
+
+def comparison_chart(labels: Sequence[str], rows: Sequence[Mapping[str, Metric | None]]) -> Markup | None:
+    """Balanced accuracy of each predictor, one line a run: the bridge with its interval, the others as marks."""
+    names = [name for name in PREDICTOR_NAMES if name != "chance" and any(row.get(name) for row in rows)]
+    every = [found for row in rows for found in row.values() if found is not None]
+    if not every:
+        return None
+    with canvas(WIDE, 1.25 + 0.38 * len(rows), "comparison") as fig:
+        axes = fig.add_subplot()
+        for height, row in enumerate(rows):
+            for name in sorted(names, key="bridge".__eq__):
+                found = row.get(name)
+                if found is not None:
+                    shown = found if name == "bridge" else Metric(value=found.value)
+                    _dot(axes, shown, height, name, size=9 if name == "bridge" else 7)
+        for name in names:
+            axes.plot([], [], MARKERS[name], color=COLOURS[name], label=PREDICTOR_NAMES[name])
+        chances = {found.value for row in rows if (found := row.get("chance")) is not None}
+        for value in sorted(chances):
+            axes.axvline(value, color=GREY, ls="--", lw=1.2, label=f"chance {value:.2f}")
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(*_limits(every))
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("Balanced accuracy on the test patients; the bridge with its 95 % interval")
+        fig.legend(loc="outside upper left", ncols=4, fontsize=8.5)
+        return as_svg(fig, "Balanced accuracy of the runs, side by side")

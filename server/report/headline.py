@@ -7,10 +7,10 @@ from server.report.words import count, figure, figure_with_interval, interval
 
 
 def modality(record: RunRecord, role: str) -> str:
-    """`ECG`, from the card of `old_encoder` or `new_encoder`; `old modality` where the run kept no card."""
+    """`ECG`, from the card of `old_encoder` or `new_encoder`; `the old modality` where the run kept no card."""
     window = record.models.get(f"{role}_encoder", {}).get("window")
     name = window.get("modality") if isinstance(window, dict) else None
-    return str(name) if name else f"{role} modality"
+    return str(name) if name else f"the {role} modality"
 
 
 def headline(record: RunRecord) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,11 @@ from server.errors import RunFolderError
 from server.record import RunRecord, read_record
 from server.report import charts, tables
 from server.report.headline import headline, modality, remarks
+from server.report.page import fill, write_file
 from server.report.windows import ExampleWindow, read_example_windows
-from server.report.words import figure, in_date, in_time, interval, predictors
+from server.report.words import count, figure, in_date, in_time, interval, predictors
 
 REPORT_HTML = "report.html"
-_HERE = Path(__file__).parent
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
@@ -32,30 +30,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         if (folder / name / "run.json").is_file():
             write_report(folder / name)
     target = out if out is not None else folder / REPORT_HTML
-    write_page(target, "report.html.j2", report_page(folder, record, target))
+    write_file(target, fill("report.html.j2", report_page(folder, record, target)))
     return target
-
-
-def write_page(target: Path, template: str, content: Mapping[str, Any]) -> None:
-    """Fill a template of this package and write it in one atomic rename."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(template).render(**content)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        raise RunFolderError(
-            f"{target}: can't be written", why=error.strerror or "", fix="name a writable file with --out"
-        ) from error
 
 
 def report_page(folder: Path, record: RunRecord, target: Path) -> dict[str, Any]:
@@ -90,10 +66,24 @@ def report_page(folder: Path, record: RunRecord, target: Path) -> dict[str, Any]
         "windows": windows,
         "windows_problem": windows_problem,
         "config_text": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True) if record.config else "",
-        "duration": in_time(record.seconds),
-        "started": in_date(record.started),
+        "meta": _meta(record),
+        "bounded": any(row.balanced_accuracy and row.balanced_accuracy.low is not None for row in rows.values()),
         "intervals": evaluation.interval.rstrip(".").replace(" %", "\u00a0%"),
     }
+
+
+def _meta(record: RunRecord) -> list[str]:
+    """The line below the title."""
+    taken = record.models and f"{modality(record, 'new')} takes the place of {modality(record, 'old')}"
+    pieces = [
+        taken or "",
+        count(len(record.sites), "site") if record.sites else "",
+        f"engine {record.engine}",
+        f"seed {record.seed}",
+        f"started {in_date(record.started)}" if record.started else "",
+        f"took {in_time(record.seconds)}" if record.seconds else "",
+    ]
+    return [piece for piece in pieces if piece]
 
 
 def _tiles(record: RunRecord) -> list[dict[str, str]]:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from server.errors import RunFolderError
 from server.record import Metrics, RunRecord, read_record
 from server.report.headline import modality
@@ -29,12 +27,15 @@ from server.report.words import (
 
 @dataclass(frozen=True)
 class Table:
-    """Column heads and rows. Columns named in `numeric` are set to the right; rows in `strong` stand out."""
+    """Column heads and rows. Columns in `numeric` are set to the right; of those in `fine`, the lines after the first
+    are set smaller; rows in `strong` stand out.
+    """
 
     heads: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     numeric: frozenset[int] = frozenset()
     strong: frozenset[int] = frozenset()
+    fine: frozenset[int] = frozenset()
 
 
 def predictor_labels(record: RunRecord) -> dict[str, str]:
@@ -53,25 +54,23 @@ def metrics_table(record: RunRecord) -> Table:
     columns = [key for key in METRIC_NAMES if any(getattr(row, key) is not None for row in found.values())]
     rows = [
         (
-            _two_lines(labels[name], PREDICTOR_MEANING[name]),
+            f"{labels[name]}\n{PREDICTOR_MEANING[name]}",
             *(figure_over_interval(getattr(row, key)) for key in columns),
         )
         for name, row in found.items()
     ]
     strong = frozenset(index for index, name in enumerate(found) if name == "bridge")
     heads = ("Predictor", *(METRIC_NAMES[key] for key in columns))
-    return Table(heads, rows, frozenset(range(1, len(heads))), strong)
-
-
-def _two_lines(first: str, second: str) -> Markup:
-    return Markup("{}<small>{}</small>").format(first, second)
+    columns_of_figures = frozenset(range(1, len(heads)))
+    return Table(heads, rows, columns_of_figures, strong, fine=columns_of_figures | {0})
 
 
 def named_metrics_table(head: str, rows: Mapping[str, Metrics]) -> Table:
     """Figures by name, for example of each hospital alone."""
     columns = [key for key in METRIC_NAMES if any(getattr(row, key) is not None for row in rows.values())]
     body = [(name, *(figure_over_interval(getattr(row, key)) for key in columns)) for name, row in rows.items()]
-    return Table((head, *(METRIC_NAMES[key] for key in columns)), body, frozenset(range(1, len(columns) + 1)))
+    of_figures = frozenset(range(1, len(columns) + 1))
+    return Table((head, *(METRIC_NAMES[key] for key in columns)), body, of_figures, fine=of_figures)
 
 
 def groups_table(groups: Mapping[str, Mapping[str, Metrics]]) -> Table:
@@ -81,7 +80,8 @@ def groups_table(groups: Mapping[str, Mapping[str, Metrics]]) -> Table:
         (group, *(figure_over_interval(row[name].balanced_accuracy if name in row else None) for name in names))
         for group, row in groups.items()
     ]
-    return Table(("Group", *(PREDICTOR_NAMES[name] for name in names)), rows, frozenset(range(1, len(names) + 1)))
+    of_figures = frozenset(range(1, len(names) + 1))
+    return Table(("Group", *(PREDICTOR_NAMES[name] for name in names)), rows, of_figures, fine=of_figures)
 
 
 def sites_table(record: RunRecord) -> Table:
@@ -91,7 +91,7 @@ def sites_table(record: RunRecord) -> Table:
         rounds = sum(site.site in row.sites for row in record.rounds)
         takes_part = "yes" if site.can_take_part else f"no: {reason_in_words(site.reason)}"
         lost = "\n".join(lost_turns_in_words(site.lost_turns)) or "none"
-        rows.append((site.site, takes_part, f"{rounds} of {len(record.rounds)}", lost))
+        rows.append((site.site, takes_part, f"{rounds} of {len(record.rounds)}" if record.rounds else "–", lost))
     return Table(("Site", "Takes part", "Rounds counted", "Lost turns"), rows, frozenset({2}))
 
 
@@ -157,6 +157,8 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
     rounds, asked = record.rounds, record.config.get("train")
     wanted = asked.get("rounds") if isinstance(asked, dict) else None
     taking = [site for site in record.sites if site.can_take_part]
+    if record.rotations and not record.rounds:
+        return [("Rotations", str(len(record.rotations))), ("Time", in_time(record.seconds))]
     found = [
         ("Sites that took part", f"{len(taking)} of {len(record.sites)} that answered"),
         ("Rounds counted", f"{len(rounds)}" + (f" of {wanted}" if isinstance(wanted, int) else "")),

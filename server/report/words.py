@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from markupsafe import Markup, escape
-
 from bridge.messages import SENTENCES, ReasonCode
 from server.record import Evaluation, Metric, Metrics
 
@@ -63,10 +61,10 @@ def interval(metric: Metric | None) -> str:
     return f"{metric.low:.2f} to {metric.high:.2f}"
 
 
-def figure_over_interval(metric: Metric | None) -> Markup:
-    """The figure, and its interval on a second, smaller line: a table's cell."""
-    bounds = interval(metric)
-    return Markup("{}<small>{}</small>").format(figure(metric), bounds) if bounds else escape(figure(metric))
+def figure_over_interval(metric: Metric | None) -> str:
+    """`0.76`, and on a second line `0.73–0.79`: a table's cell."""
+    bounds = interval(metric).replace(" to ", "–")
+    return f"{figure(metric)}\n{bounds}" if bounds else figure(metric)
 
 
 def figure_with_interval(metric: Metric | None) -> str:

@@ -196,7 +196,7 @@ def failed_early() -> dict[str, Any]:
     return {
         "schema": "fedbridge.run/1",
         "status": "failed",
-        "error": "2 of at least 3 sites take part\nWhy: hospital-c: TOO_FEW_PATIENTS\nWhat to do: ask <hospital-c> & run",
+        "error": "1 of at least 3 sites\nWhy: hospital-c: TOO_FEW_PATIENTS\nWhat to do: ask <hospital-c> & run",
         "run_id": "r1",
         "name": "too-few",
         "config": config(),

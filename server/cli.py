@@ -1,0 +1,60 @@
+"""`fedbridge-server`: the coordinator's command. A run is started by Flower; this reads what it left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bridge.console import run_app
+
+app = typer.Typer(
+    help="Read the run folders that a coordinator's runs leave.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+Out = Annotated[Path | None, typer.Option("--out", help="The HTML file to write.", dir_okay=False)]
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run: it holds run.json.")],
+    out: Out = None,
+) -> None:
+    """Render a run folder as one self-contained HTML page (default: DIR/report.html)."""
+    from server.report.render import write_report
+
+    typer.echo(str(write_report(folder, out)))
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="Folders of runs.")],
+    out: Out = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="A CSV file to write, one line a run.")] = None,
+) -> None:
+    """Put runs side by side: a table here, and an HTML page or a CSV file where asked for."""
+    from server.report.compare import comparison_csv, load_runs, write_comparison
+    from server.report.page import write_file
+    from server.report.terminal import print_comparison
+
+    runs = load_runs(folders)
+    print_comparison(runs)
+    if out is not None:
+        typer.echo(str(write_comparison(runs, out)))
+    if csv is not None:
+        write_file(csv, comparison_csv(runs))
+        typer.echo(str(csv))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of run.json (docs/reference/run.schema.json holds the same)."""
+    from server.record import schema_text
+
+    typer.echo(schema_text(), nl=False)
+
+
+def main() -> None:
+    """The console command."""
+    run_app(app)
