@@ -175,7 +175,7 @@ class SiteFile(Settings):
     """The keys of a site file. Relative paths are relative to the file."""
 
     schema_: Literal["fedbridge.site/1"] = Field(default="fedbridge.site/1", alias="schema")
-    site: str = Field(pattern=SITE_NAME.pattern)
+    site: str
     """The site's agreed name: a plain word, known to the coordinator."""
     reader: ReaderSection = ReaderSection()
     folder: Path
@@ -198,6 +198,13 @@ class SiteFile(Settings):
     """The ledger of everything that left the site."""
     log: Path = Path("site.log")
     """Errors in full, for the site's engineer alone."""
+
+    @field_validator("site")
+    @classmethod
+    def _is_a_plain_word(cls, value: str) -> str:
+        if not SITE_NAME.match(value):
+            raise ValueError("the name leaves the site: letters, digits, '.', '_', '-', at most 63, no space")
+        return value
 
     @model_validator(mode="after")
     def _has_signals(self) -> SiteFile:

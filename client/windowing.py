@@ -77,7 +77,13 @@ class Cut:
     labels: NDArray[np.int64]
     groups: tuple[str, ...]
     signals: Mapping[Role, NDArray[np.float32]]
-    rejected: Counter[str]
+    rejections: tuple[tuple[float, str], ...]
+    """Start (seconds) and reason of everything that was rejected."""
+
+    @property
+    def rejected(self) -> Counter[str]:
+        """How many windows were rejected for each reason."""
+        return Counter(reason for _, reason in self.rejections)
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def cut(recording: Recording, file: SiteFile, formats: Mapping[Role, InputFormat
     """
     signals = {role: chosen_signal(recording, file.section(role), form.window) for role, form in formats.items()}
     _check_same_time(recording.name, list(signals.values()), file.quality)
-    starts, rejected = window_starts(recording, file)
+    starts, rejections = window_starts(recording, file)
     keep = np.ones(len(starts), dtype=bool)
     parts = {role: _Part(signal, formats[role], recording.segments) for role, signal in signals.items()}
     for role, part in parts.items():
@@ -117,30 +123,30 @@ def cut(recording: Recording, file: SiteFile, formats: Mapping[Role, InputFormat
             reason = part.reason(starts[row], file.window.seconds, file.quality)
             if reason:
                 keep[row] = False
-                rejected[f"{formats[role].window.modality} {reason}"] += 1
+                rejections.append((float(starts[row]), f"{formats[role].window.modality} {reason}"))
     found = label_windows(labels.track(recording), starts, file.window.seconds, file.labels, recording.group)
     for row in np.flatnonzero(keep):
         if found.problems[row] and file.labels.unlabelled == "reject":
             keep[row] = False
-            rejected[found.problems[row]] += 1
+            rejections.append((float(starts[row]), found.problems[row]))
     starts = starts[keep]
     groups = tuple(group for group, kept in zip(found.groups, keep, strict=True) if kept)
     cuts = {role: part.windows(starts) for role, part in parts.items()}
-    return Cut(starts, found.labels[keep], groups, cuts, rejected)
+    return Cut(starts, found.labels[keep], groups, cuts, tuple(rejections))
 
 
-def window_starts(recording: Recording, file: SiteFile) -> tuple[NDArray[np.float64], Counter[str]]:
-    """Starts (seconds) of all windows that lie in one segment, and how many segments are too short for any."""
+def window_starts(recording: Recording, file: SiteFile) -> tuple[NDArray[np.float64], list[tuple[float, str]]]:
+    """Starts (seconds) of all windows that lie in one segment, and a rejection for each segment too short for any."""
     seconds, step = file.window.seconds, file.window.step_seconds
-    rejected: Counter[str] = Counter()
+    rejections: list[tuple[float, str]] = []
     starts: list[NDArray[np.float64]] = [np.zeros(0)]
     for start, end in recording.segments:
         count = int(np.floor((end - start - seconds + _SLACK) / step)) + 1
         if count < 1:
-            rejected["short segment"] += 1
+            rejections.append((start, "short segment"))
         else:
             starts.append(start + step * np.arange(count, dtype=np.float64))
-    return np.concatenate(starts), rejected
+    return np.concatenate(starts), rejections
 
 
 def chosen_signal(recording: Recording, section: SignalSection, window: WindowSpec) -> Signal:

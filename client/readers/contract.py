@@ -1,4 +1,4 @@
-"""The contract test kit for readers: run it on an own reader and a folder with a few of its files (docs/own-reader.md)."""
+"""The contract test kit for readers: run it on an own reader and a folder with a few files (docs/own-reader.md)."""
 
 from __future__ import annotations
 
