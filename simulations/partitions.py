@@ -136,7 +136,7 @@ def _devices(patients: Sequence[PatientData], config: PartitionConfig) -> list[s
 def _sizes(patients: int, config: PartitionConfig) -> list[int]:
     """Hospitals' sizes by largest remainder; `equal` differs by one at most."""
     if config.kind == "equal":
-        shares: NDArray[np.float64] = np.ones(config.hospitals)
+        shares = np.ones(config.hospitals, dtype=np.float64)
     elif config.shares:
         shares = np.asarray(config.shares, dtype=np.float64)
     else:
