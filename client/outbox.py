@@ -40,6 +40,8 @@ class Outbox:
         """
         self._demand_open()
         self._closed = f"the item '{name}' was refused"
+        # A plain copy: what is checked is what leaves, whatever the caller's array hides or becomes later.
+        value = _plain(value)
         try:
             item = declared(name, self._message)
             self._policy.demand(name)
@@ -48,8 +50,7 @@ class Outbox:
             raise OutboxError(error.what, why=error.why, fix=error.fix) from error
         if name in self._items:
             raise OutboxError(f"item '{name}' was given twice", why="a name stands for one item", fix="give it once")
-        # A copy: what was checked is what leaves, whatever happens to the caller's array.
-        self._items[name] = (item, _plain(item, value))
+        self._items[name] = (item, value)
         self._closed = ""
 
     def reply_content(self) -> RecordDict:
@@ -100,13 +101,11 @@ class Outbox:
         )
 
 
-def _plain(item: Item, value: Any) -> Any:
-    """A private copy without subclasses, in C order; numbers as plain `int` or `float`."""
-    if item.kind == "array":
+def _plain(value: Any) -> Any:
+    """Arrays without subclass (a mask would hide numbers from the checks), in C order; numpy's numbers as Python's."""
+    if isinstance(value, np.ndarray):
         return np.array(value, order="C", copy=True, subok=False)
-    if item.kind == "number":
-        return int(value) if isinstance(value, int) else float(value)
-    return value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _size(value: Any) -> int:
