@@ -94,6 +94,11 @@ def run_check(path: Path, picture: Path | None, console: Console | None = None) 
         console.print(f"\nPicture: [bold]{picture}[/bold]. It holds signals of patients: keep it here.")
         for number, text in enumerate(shown, start=1):
             console.print(f"  row {number}: {text}", highlight=False)
+    idle = sorted(
+        {each.patient for each in findings.files} - {each.patient for each in findings.files if each.accepted}
+    )
+    if idle:
+        console.print(f"[yellow]Note:[/yellow] {len(idle)} patient(s) have no usable window: {', '.join(idle)}.")
     problems = findings.problems
     for problem in problems:
         console.print(f"[red]Problem:[/red] {problem}.", highlight=False)

@@ -42,12 +42,13 @@ def draw(findings: Findings, picture: Path) -> list[str]:
     roles = list(findings.formats)
     figure = Figure(figsize=(6.2 * len(roles), 1.6 * max(1, len(rows)) + 0.9), layout="constrained")
     axes = figure.subplots(max(1, len(rows)), len(roles), squeeze=False)
-    for row, line in zip(rows, axes, strict=False):
+    for number, (row, line) in enumerate(zip(rows, axes, strict=False), start=1):
         _draw_row(findings, row, line)
+        line[0].set_ylabel(str(number), rotation=0, fontsize=10, labelpad=12)
     for role, axis in zip(roles, axes[0], strict=True):
         form = findings.formats[role]
         title = f"{role}: {form.window.modality}, {form.window.rate_hz:g} Hz"
-        axis.set_title(f"{title}\n{axis.get_title()}", fontsize=9, loc="left")
+        axis.set_title(title, fontsize=9, loc="left")
     for axis in axes[-1]:
         axis.set_xlabel("seconds of the window", fontsize=8)
     figure.suptitle(
@@ -94,8 +95,11 @@ def _draw_row(findings: Findings, row: _Row, axes: Sequence[Axes]) -> None:
         if not row.reason:
             index = int(np.flatnonzero(np.isclose(found.starts, row.start))[0])
             _plot(axis, _scaled(found.signals[role][index, :_CHANNELS]), seconds, signal.channels, _COLOURS[role])
-        axis.set_title(row.reason, fontsize=8, loc="right", color=_BAD)
+        modalities = [each.window.modality for each in findings.formats.values()]
+        if row.reason.startswith(form.window.modality) or not row.reason.startswith(tuple(modalities)):
+            axis.set_title(row.reason, fontsize=8, loc="right", color=_BAD)
         axis.set_xlim(0, seconds)
+        axis.set_ylim(-6 * min(len(form.window.channels), _CHANNELS) + 2.9, 3.1)
         axis.tick_params(labelsize=7)
 
 
@@ -108,12 +112,12 @@ def _plot(axis: Axes, values: NDArray[np.float64], seconds: float, channels: Seq
 
 
 def _scaled(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Each channel centred and scaled by its finite values, cut off at 3; a constant stays a flat line."""
+    """Each channel centred and scaled to its largest finite value; a constant stays a flat line, a gap a gap."""
     out = values.astype(np.float64)
     for line in out:
-        finite = line[np.isfinite(line)]
-        if len(finite):
-            line -= np.median(finite)
-            deviation = float(np.std(finite))
-            line /= deviation if deviation > 1e-12 else 1.0
-    return np.clip(out, -3, 3)
+        finite = np.isfinite(line)
+        if finite.any():
+            line -= np.median(line[finite])
+            largest = float(np.abs(line[finite]).max())
+            line *= 2.8 / largest if largest > 1e-12 else 1.0
+    return out
