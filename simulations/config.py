@@ -26,6 +26,8 @@ from bridge.job import (
 from bridge.messages import CONFUSION_ITEMS, DEFAULT_ITEMS
 from client.policy import Policy
 from simulations.cohort import CohortConfig
+from simulations.datasets.cinc2015 import Cinc2015Config
+from simulations.datasets.eegmat import EegmatConfig
 from simulations.encoders import EncodersConfig
 from simulations.partitions import PartitionConfig
 from simulations.split import SplitConfig
@@ -35,19 +37,28 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 
 
 class DataConfig(Settings):
-    """Where the recordings come from."""
+    """Where the recordings come from: `source` names the section whose keys count."""
 
     source: Literal["builtin", "cinc2015", "eegmat"] = "builtin"
-    folder: Path | None = None
-    """Folder of the recordings; relative to the configuration file. The built-in cohort needs none."""
     builtin: CohortConfig = CohortConfig()
+    cinc2015: Cinc2015Config | None = None
+    eegmat: EegmatConfig | None = None
 
     @model_validator(mode="after")
-    def _folder_fits(self) -> DataConfig:
-        if (self.folder is None) != (self.source == "builtin"):
-            needs = "makes its own recordings: leave folder out" if self.folder else "needs folder"
-            raise ValueError(f"source '{self.source}' {needs}")
+    def _section_is_there(self) -> DataConfig:
+        if getattr(self, self.source) is None:
+            raise ValueError(f"source '{self.source}' needs the section '{self.source}' with the key 'folder'")
         return self
+
+    def placed(self, base: Path) -> DataConfig:
+        """The same with every folder absolute; relative ones are relative to `base`."""
+        sections = {"cinc2015": self.cinc2015, "eegmat": self.eegmat}
+        changed = {
+            name: section.model_copy(update={"folder": (base / section.folder.expanduser()).resolve()})
+            for name, section in sections.items()
+            if section is not None
+        }
+        return self.model_copy(update=changed)
 
 
 class BootstrapConfig(Settings):
@@ -101,7 +112,7 @@ class SimulationConfig(Settings):
 
 
 def load_simulation(path: Path, overrides: Iterable[str] = ()) -> SimulationConfig:
-    """The configuration in a YAML file, with `key.inner=value` overrides; `data.folder` becomes absolute.
+    """The configuration in a YAML file, with `key.inner=value` overrides; folders become absolute.
 
     Raises `ConfigError` where a key is unknown (it names the closest) or a value is out of bounds.
     """
@@ -113,10 +124,7 @@ def load_simulation(path: Path, overrides: Iterable[str] = ()) -> SimulationConf
         _override(content, override)
     name = str(path) + (f" with --set {' '.join(listed)}" if listed else "")
     config = parse_model(content, SimulationConfig, name)
-    if config.data.folder is None:
-        return config
-    folder = (path.parent / config.data.folder.expanduser()).resolve()
-    return config.model_copy(update={"data": config.data.model_copy(update={"folder": folder})})
+    return config.model_copy(update={"data": config.data.placed(path.absolute().parent)})
 
 
 def _override(content: dict[str, Any], override: str) -> None:

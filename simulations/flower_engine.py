@@ -21,18 +21,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from bridge.hashing import sha256_json
 from simulations.errors import EngineError
-from simulations.run_config import APP_COMPONENTS, RUN_CONFIG_DEFAULTS, Value, toml_text
+from simulations.flower_app import build_app
+from simulations.run_config import Value, toml_text
 
 MARK = "FEDBRIDGE_RUN"
 """Environment variable that every process of one run inherits: the hash of its run folder."""
-PACKAGES = ("bridge", "client", "server")
 _SUBMIT_SECONDS = 120.0
 _POLL_SECONDS = 5.0
 _GRACE_SECONDS = 10.0
@@ -45,24 +44,6 @@ class Outcome:
     run_id: str
     status: str
     details: str
-
-
-def build_app(folder: Path) -> Path:
-    """Write the app that Flower ships: the installed packages' Python files and a small pyproject, nothing else.
-
-    The same from a checkout and from a wheel. Returns `folder`, whose name does not matter to `flwr run`.
-    """
-    for name in PACKAGES:
-        spec = find_spec(name)
-        if spec is None or spec.origin is None:
-            raise EngineError(f"the package '{name}' is not installed", fix="install fedbridge again")
-        source = Path(spec.origin).parent
-        for file in sorted(source.rglob("*.py")):
-            target = folder / name / file.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-    (folder / "pyproject.toml").write_text(_pyproject(), encoding="utf-8")
-    return folder
 
 
 def run_flower(
@@ -311,22 +292,3 @@ def _last_json(text: str) -> dict[str, Any]:
     except json.JSONDecodeError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _pyproject() -> str:
-    """As much of a pyproject as Flower needs, with the same run-config keys as the repository's own."""
-    components = "\n".join(f'{name} = "{where}"' for name, where in APP_COMPONENTS.items())
-    return f"""[project]
-name = "fedbridge"
-version = "0.1.0"
-description = "Train a bridge between two frozen biosignal foundation models across hospitals"
-license = "Apache-2.0"
-
-[tool.flwr.app]
-publisher = "fedbridge"
-
-[tool.flwr.app.components]
-{components}
-
-[tool.flwr.app.config]
-{toml_text(RUN_CONFIG_DEFAULTS)}"""

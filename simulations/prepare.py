@@ -3,7 +3,7 @@
     DIR/sites/site-<i>/   site.yaml, policy.yaml, labels.csv, recordings/ (links, or copies)
     DIR/models/           old_encoder, new_encoder, task_head, public_vectors.safetensors
     DIR/job.yaml          the job that every site is asked to do
-    DIR/run-config.toml, DIR/federation-config.toml   the same for `flwr run`
+    DIR/app/, DIR/run-config.toml, DIR/federation-config.toml   the same for `flwr run`
     DIR/config.yaml       the resolved configuration
 
 Everything is made in a folder beside DIR and renamed at the end, so DIR is whole or not there at all.
@@ -21,10 +21,9 @@ from pathlib import Path
 
 import yaml
 
-from bridge.config import load_yaml
+from bridge.config import load_model
 from bridge.encoders.cards import EncoderCard, HeadCard, read_card
-from bridge.errors import ConfigError
-from bridge.job import Job, Models, job_text, parse_job
+from bridge.job import Job, Models, job_text
 from client.policy import Policy
 from client.policy import template as policy_template
 from client.site import (
@@ -44,6 +43,7 @@ from client.site import (
 from server.errors import RunFolderError
 from simulations.config import DataConfig, SimulationConfig
 from simulations.encoders import HEAD, NEW, OLD, NewEncoderConfig, PublicWindows, train_models
+from simulations.flower_app import build_app
 from simulations.partitions import Hospital, hospitals
 from simulations.run_config import RUN_CONFIG_DEFAULTS, Value, federation_config, toml_text
 from simulations.source import PatientData, Source, cache_root
@@ -52,7 +52,7 @@ from simulations.split import Split, split_patients
 Progress = Callable[[str, int, int], None]
 """`(what is being computed, done, of how many)`."""
 
-CONFIG, JOB, SITES, MODELS = "config.yaml", "job.yaml", "sites", "models"
+CONFIG, JOB, SITES, MODELS, APP = "config.yaml", "job.yaml", "sites", "models", "app"
 RUN_CONFIG, FEDERATION_CONFIG = "run-config.toml", "federation-config.toml"
 
 
@@ -84,26 +84,25 @@ def load_source(data: DataConfig, progress: Progress) -> Source:
         from simulations.cohort import built_in_cohort
 
         return built_in_cohort(data.builtin, progress=lambda done, total: progress("recordings", done, total))
-    assert data.folder is not None
     if data.source == "cinc2015":
-        from simulations.sources.cinc2015 import cinc2015
+        from simulations.datasets.cinc2015 import cinc2015_source
 
-        return cinc2015(data.folder)
-    from simulations.sources.eegmat import eegmat
+        assert data.cinc2015 is not None
+        return cinc2015_source(data.cinc2015, progress)
+    from simulations.datasets.eegmat import eegmat_source
 
-    return eegmat(data.folder)
+    assert data.eegmat is not None
+    return eegmat_source(data.eegmat)
 
 
-def read_prepared(folder: Path) -> tuple[SimulationConfig, Job]:
-    """The configuration and job of a prepared folder; raises `ConfigError` where it is none."""
-    from bridge.config import parse_model
+def read_config(folder: Path) -> SimulationConfig:
+    """The configuration of a prepared folder; raises `ConfigError` where it is none."""
+    return load_model(folder / CONFIG, SimulationConfig)
 
-    config = parse_model(load_yaml(folder / CONFIG), SimulationConfig, str(folder / CONFIG))
-    try:
-        text = (folder / JOB).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{folder / JOB}: can't be read", why=error.strerror or "", fix="prepare it anew") from error
-    return config, parse_job(text)
+
+def read_job(folder: Path) -> Job:
+    """The job of a prepared folder; raises `ConfigError` where it is none."""
+    return load_model(folder / JOB, Job)
 
 
 def site_folders(folder: Path) -> list[Path]:
@@ -125,9 +124,9 @@ def run_config(folder: Path, *, engine: str, resume: bool) -> dict[str, Value]:
     return values
 
 
-def flwr_command(folder: Path, app: Path) -> str:
+def flwr_command(folder: Path) -> str:
     """The command that starts the prepared study with Flower itself, from an empty folder."""
-    quoted = [shlex.quote(str(path)) for path in (app, folder / RUN_CONFIG, folder / FEDERATION_CONFIG)]
+    quoted = [shlex.quote(str(path)) for path in (folder / APP, folder / RUN_CONFIG, folder / FEDERATION_CONFIG)]
     return (
         f'cd "$(mktemp -d)" && flwr run {quoted[0]} --stream --run-config {quoted[1]} --federation-config {quoted[2]}'
     )
@@ -236,6 +235,7 @@ def _write_texts(config: SimulationConfig, folder: Path, out: Path, sites: int) 
         new_encoder=read_card(models / NEW, EncoderCard).digest,
         task_head=read_card(models / HEAD, HeadCard).digest,
     )
+    build_app(folder / APP)
     _write_text(folder / JOB, job_text(config.job(digests)))
     values = run_config(folder, engine="flower", resume=False)
     values |= {key: str(out / Path(str(values[key])).relative_to(folder)) for key in values if key.endswith("-folder")}

@@ -14,7 +14,8 @@ import pytest
 
 from bridge.hashing import sha256_json
 from simulations.errors import EngineError
-from simulations.flower_engine import MARK, build_app, end_processes, marked_processes, run_flower
+from simulations.flower_app import build_app
+from simulations.flower_engine import MARK, end_processes, marked_processes, run_flower
 from simulations.run_config import APP_COMPONENTS, RUN_CONFIG_DEFAULTS, federation_config, toml_text
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,155 @@
+"""`fedbridge-sim`: many hospitals on one machine. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bridge.console import run_app
+
+if TYPE_CHECKING:
+    from server.record import Metric, Metrics, RunRecord
+    from simulations.config import SimulationConfig
+    from simulations.run import EngineName
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Simulate a study of many hospitals on one machine.")
+
+ConfigArgument = Annotated[Path, typer.Argument(help="A configuration, such as configs/demo.yaml.", metavar="CONFIG")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, such as train.rounds=5. May be repeated."),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress: only the result.")]
+
+
+@app.command("prepare")
+def prepare_command(
+    config: ConfigArgument,
+    out: Annotated[Path, typer.Option("--out", help="Folder to make; must not hold anything.")],
+    set_: SetOption = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the recordings instead of linking to them.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write real site folders, models and the job of a study, and tell how Flower runs it."""
+    from simulations.config import load_simulation
+    from simulations.prepare import flwr_command, prepare
+    from simulations.progress import bars
+
+    settings = load_simulation(config, set_ or [])
+    with bars(quiet) as progress:
+        folder = prepare(settings, out, copy=copy, progress=progress)
+    typer.echo(f"prepared: {folder}")
+    typer.echo(f"run it with Flower: {flwr_command(folder)}")
+
+
+@app.command("run")
+def run_command(
+    config: ConfigArgument,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local: one process; flower: Flower's own simulation.", metavar="ENGINE")
+    ] = "local",
+    set_: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the run [default: runs/<name>-seed<seed>].")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a study: prepare, choose positions, train the bridge, compute the controls, write the report."""
+    from simulations.config import load_simulation
+    from simulations.progress import bars
+    from simulations.run import run
+
+    signal.signal(signal.SIGTERM, _terminated)
+    settings = load_simulation(config, set_ or [])
+    folder = out or Path("runs") / f"{settings.name}-seed{settings.seed}"
+    with bars(quiet) as progress:
+        record = run(settings, folder, engine=_engine(engine), resume=resume, overwrite=overwrite, progress=progress)
+    report = folder.absolute() / "report.html"
+    if quiet:
+        typer.echo(_line(record, report))
+    else:
+        _print_table(record, settings)
+        typer.echo(f"report: {report}")
+
+
+def _engine(name: str) -> EngineName:
+    if name == "local":
+        return "local"
+    if name == "flower":
+        return "flower"
+    raise typer.BadParameter(f"'{name}' is not one of local, flower", param_hint="--engine")
+
+
+def _rows(record: RunRecord) -> list[tuple[str, Metrics]]:
+    """Predictors in the order in which they read best; what was not computed is left out."""
+    evaluation = record.evaluation
+    baselines = evaluation.baselines
+    rows = [
+        ("teacher (old modality)", evaluation.teacher),
+        ("bridge, federated", evaluation.bridge),
+        ("linear student", baselines.get("linear_student")),
+        ("bridge, all data on one machine", baselines.get("centralised")),
+        ("bridge, one hospital alone (mean)", baselines.get("site_alone")),
+        ("bridge, shuffled pairs", baselines.get("shuffled_pairs")),
+        ("chance", evaluation.chance),
+    ]
+    return [(name, metrics) for name, metrics in rows if metrics is not None]
+
+
+def _print_table(record: RunRecord, settings: SimulationConfig) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    evaluation, level = record.evaluation, f"{settings.bootstrap.level:.0%} interval"
+    table = Table(
+        title=f"{record.name}: {evaluation.windows} windows of {evaluation.patients} test patients, "
+        f"{len(evaluation.classes)} classes",
+        box=box.SIMPLE,
+    )
+    table.add_column("")
+    for column in ("balanced accuracy", level, "macro F1", "agreement"):
+        table.add_column(column, justify="right")
+    for name, metrics in _rows(record):
+        balanced = metrics.balanced_accuracy
+        table.add_row(name, _value(balanced), _interval(balanced), _value(metrics.f1_macro), _value(metrics.agreement))
+    Console().print(table)
+
+
+def _line(record: RunRecord, report: Path) -> str:
+    """The result in one line, for machines and scripts."""
+    names = {"teacher (old modality)": "teacher", "bridge, federated": "bridge"}
+    shown = [
+        f"{names[name]} {_value(metrics.balanced_accuracy)} {_interval(metrics.balanced_accuracy)}".rstrip()
+        for name, metrics in reversed(_rows(record))
+        if name in names
+    ]
+    return f"{record.name} {record.status}: balanced accuracy {', '.join(shown)}; report {report}"
+
+
+def _value(metric: Metric | None) -> str:
+    return "-" if metric is None else f"{metric.value:.3f}"
+
+
+def _interval(metric: Metric | None) -> str:
+    if metric is None or metric.low is None or metric.high is None:
+        return ""
+    return f"[{metric.low:.3f}, {metric.high:.3f}]"
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends the run as Ctrl-C does: engines clean up first."""
+    raise SystemExit(128 + number)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `fedbridge-sim`."""
+    run_app(app, sys.argv[1:] if arguments is None else arguments)

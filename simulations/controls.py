@@ -1,0 +1,261 @@
+"""What a result must be held against, on the same test patients: the controls of a simulated run.
+
+Each uses the run's own positions and first broadcast, the sites' own code (client.features, client.training) and
+`rounds * local_steps` steps, and runs in a process of its own, two side by side:
+
+- `shuffled_pairs`: all data on one machine, each window paired with the wrong old window. Must be at chance;
+- `centralised`: all data on one machine, paired as they are. What a federation gives away, it gives away against this;
+- `site_alone:<name>`: one hospital with its own pairs. What a hospital would have without the others;
+- `linear_student`: logistic regression from the pooled new features at `m` to the pseudo-labels, all data on one
+  machine. What the bridge must be worth its while against.
+"""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.job import Job
+from bridge.messages import TRAIN
+from bridge.prototype import Arrays
+from client.features import FeatureSet, features
+from client.requests import Request
+from client.session import Deadline
+from client.site import Site, SplitsSection, open_site, write_site_file
+from client.training import train_update
+from server.initialisation import first_broadcast
+from server.models import read_models
+from server.record import read_record
+from simulations.config import SimulationConfig
+from simulations.evaluation import ALONE, Classes, Predictions
+from simulations.prepare import MODELS, read_job, site_folders
+
+Progress = Callable[[str, int, int], None]
+
+CONTROLS_FOLDER = "controls"
+_ALL = "all-hospitals"
+_TRIES = 100
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a control finds everything: a finished run's folder and the chosen positions."""
+
+    folder: Path
+    positions: tuple[int, int]
+
+    @property
+    def everything(self) -> Site:
+        """One site that holds the recordings of all."""
+        return open_site(self.folder / CONTROLS_FOLDER / _ALL)
+
+
+def predict_all(folder: Path, config: SimulationConfig, progress: Progress) -> Predictions:
+    """The answers of the run's bridge, its teacher and the configured controls on all test windows.
+
+    `folder` holds a completed run. A control that was computed before a kill is not computed again. Raises what
+    reading the sites raises, and `EngineError` never: a control that fails raises its own error.
+    """
+    from bridge.chain import load_chain
+
+    record = read_record(folder)
+    assert record.selection is not None
+    place = _Place(folder, (record.selection.input_position, record.selection.output_position))
+    _one_thread()
+    sites = [open_site(path) for path in site_folders(folder)]
+    join_sites(sites, folder / CONTROLS_FOLDER / _ALL)
+    test = features(place.everything, "test")
+    chain = load_chain(folder / "bridge")
+    bridge = chain.logits_from_features(test.new_output(chain.m)).argmax(dim=-1).numpy().astype(np.int64)
+    found = {"bridge": bridge, **_compute(place, _tasks(config, sites), config.workers, progress)}
+    return Predictions(test.table, test.pseudo_labels, found)
+
+
+def join_sites(sites: Sequence[Site], folder: Path) -> None:
+    """Make one site folder of several: links to their recordings, their labels, their splits side by side.
+
+    They must have the same reader, signals and models, as simulated ones do. An existing folder is made anew.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "recordings").mkdir(parents=True)
+    splits: dict[str, list[str]] = {"pair": [], "validation": [], "test": []}
+    with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        for number, site in enumerate(sites):
+            for path in sorted(site.resolve(site.file.folder).iterdir()):
+                (folder / "recordings" / path.name).symlink_to(path.resolve())
+            assert site.file.labels.path is not None
+            with site.resolve(site.file.labels.path).open(encoding="utf-8", newline="") as own:
+                rows = list(csv.reader(own))
+            writer.writerows(rows if number == 0 else rows[1:])
+            for name, patients in splits.items():
+                patients += getattr(site.file.splits, name)
+    first = sites[0]
+    models = first.file.models
+    assert models is not None
+    absolute = {name: first.model_folder(name) for name in ("old_encoder", "new_encoder", "task_head")}
+    file_ = first.file.model_copy(
+        update={
+            "site": _ALL,
+            "folder": Path("recordings"),
+            "splits": SplitsSection(**{name: tuple(patients) for name, patients in splits.items()}),
+            "models": type(models)(**absolute),
+            "policy": None,
+        }
+    )
+    write_site_file(folder / "site.yaml", file_)
+
+
+def mispairing(patients: NDArray[np.str_], seed: int) -> NDArray[np.int64]:
+    """A permutation of rows `(n,)` that gives no window its own partner, nor one of its own patient.
+
+    Where one patient has more than half of all windows the latter can't be had; then none keeps its own partner.
+    """
+    n = len(patients)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(n)
+    wrong = np.empty(n, dtype=np.int64)
+    wrong[order] = np.roll(order, 1)  # one cycle through all windows: none stays
+    _, owner = np.unique(patients, return_inverse=True)
+    for _ in range(_TRIES):
+        bad = np.flatnonzero(owner == owner[wrong])
+        if not len(bad):
+            break
+        for row in bad:
+            # A swap is taken where it leaves both rows with another patient's window.
+            other = rng.choice(n, size=min(n, 64), replace=False)
+            good = other[(owner[wrong[other]] != owner[row]) & (owner[other] != owner[wrong[row]])]
+            if len(good):
+                wrong[[row, good[0]]] = wrong[[good[0], row]]
+    return wrong
+
+
+@dataclass
+class Mispaired(FeatureSet):
+    """A feature set whose new features belong to other windows than its old ones."""
+
+    wrong: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, right: FeatureSet, seed: int) -> Mispaired:
+        """Mispaired rows of a set."""
+        values: dict[str, Any] = {each.name: getattr(right, each.name) for each in fields(FeatureSet)}
+        return cls(**values, wrong=mispairing(right.table.patients, seed))
+
+    def new_output(self, m: int) -> NDArray[np.float32]:
+        """Pooled outputs of position `m`, each row that of another window."""
+        assert self.wrong is not None
+        return super().new_output(m)[self.wrong]
+
+
+def _tasks(config: SimulationConfig, sites: Sequence[Site]) -> list[str]:
+    """The controls' names, the longest first."""
+    names: list[str] = [name for name in ("shuffled_pairs", "centralised") if name in config.controls]
+    if "site_alone" in config.controls:
+        names += [ALONE + site.name for site in sites]
+    return names + [name for name in ("linear_student",) if name in config.controls]
+
+
+def _compute(place: _Place, tasks: Sequence[str], workers: int, progress: Progress) -> dict[str, Classes]:
+    kept = place.folder / CONTROLS_FOLDER
+    found = {name: np.load(_file(kept, name), allow_pickle=False) for name in tasks if _file(kept, name).is_file()}
+    left = [name for name in tasks if name not in found]
+    progress("controls", len(found), len(tasks))
+    if left:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(workers, len(left)), mp_context=context, initializer=_one_thread) as pool:
+            jobs = {pool.submit(_control, place, name): name for name in left}
+            try:
+                for job in as_completed(jobs):
+                    found[jobs[job]] = job.result()
+                    progress("controls", len(found), len(tasks))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return {name: found[name] for name in tasks}
+
+
+def _control(place: _Place, name: str) -> Classes:
+    """One control's answers on all test windows, kept in a file for a run that is resumed."""
+    job = read_job(place.folder)
+    everything = place.everything
+    if name == "linear_student":
+        answers = _linear_student(place, everything, job.seed)
+    else:
+        answers = _bridge_answers(place, everything, job, name)
+    path = _file(place.folder / CONTROLS_FOLDER, name)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.npy")
+    np.save(partial, answers, allow_pickle=False)
+    partial.replace(path)
+    return answers
+
+
+def _bridge_answers(place: _Place, everything: Site, job: Job, name: str) -> Classes:
+    if name.startswith(ALONE):
+        own = [open_site(path) for path in site_folders(place.folder)]
+        site = next(site for site in own if site.name == name.removeprefix(ALONE))
+        arrays = train_alone(place.folder, job, place.positions, features(site, "pair"), site)
+    else:
+        pairs = features(everything, "pair")
+        pairs = Mispaired.of(pairs, job.seed) if name == "shuffled_pairs" else pairs
+        arrays = train_alone(place.folder, job, place.positions, pairs, everything)
+    return _answers(place, everything, arrays)
+
+
+def train_alone(folder: Path, job: Job, positions: tuple[int, int], pairs: FeatureSet, site: Site) -> Arrays:
+    """A bridge trained on one feature set: the run's first broadcast, then its rounds at one site and no server."""
+    from client.networks import old_encoder
+
+    models = read_models(folder / MODELS, job)
+    arrays = first_broadcast(job, models.bridge_shape(job, positions), positions[1], folder / MODELS)
+    encoder = old_encoder(site)
+    for number in range(1, job.train.rounds + 1):
+        request = Request(TRAIN, "control", number, positions[0], positions[1], arrays=arrays)
+        update = train_update(pairs, job, site.name, request, encoder, Deadline(np.inf)).update
+        arrays = {key: value + update[key] for key, value in arrays.items()}
+    return arrays
+
+
+def _answers(place: _Place, everything: Site, arrays: Arrays) -> Classes:
+    from client.networks import inference_chain
+
+    request = Request("evaluate", "control", 1, *place.positions, split="test", arrays=arrays)
+    chain = inference_chain(everything, request)
+    logits = chain.logits_from_features(features(everything, "test").new_output(chain.m))
+    return np.asarray(logits.argmax(dim=-1).numpy(), dtype=np.int64)
+
+
+def _linear_student(place: _Place, everything: Site, seed: int) -> Classes:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    pairs, test, m = features(everything, "pair"), features(everything, "test"), place.positions[0]
+    targets = pairs.pseudo_labels
+    if len(np.unique(targets)) < 2:
+        return np.full(len(test), targets[0], dtype=np.int64)
+    student = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=seed))
+    student.fit(pairs.new_output(m), targets)
+    return np.asarray(student.predict(test.new_output(m)), dtype=np.int64)
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace(':', '-')}.npy"
+
+
+def _one_thread() -> None:
+    """One torch thread in this process, as at a site."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)

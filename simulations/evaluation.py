@@ -1,0 +1,160 @@
+"""Every predictor's answer on the same test windows, and what becomes of them: figures, intervals, predictions.csv."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.metrics import confusion_matrix
+from client.windowing import WindowTable
+from server.errors import RunFolderError
+from server.record import Evaluation, Metrics
+from simulations.bootstrap import PatientCounts, count_chance, count_patients, mean_metrics, metrics, resample
+from simulations.config import BootstrapConfig
+
+PREDICTIONS, PREDICTIONS_CSV = "predictions.npz", "predictions.csv"
+ALONE = "site_alone:"
+"""Prefix of a predictor that one site trained alone; its name follows."""
+
+_BASELINES: tuple[Literal["shuffled_pairs", "centralised", "linear_student"], ...] = (
+    "shuffled_pairs",
+    "centralised",
+    "linear_student",
+)
+
+Classes = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Test windows, one row a window, and each predictor's class for them.
+
+    `predicted` holds `bridge` and the controls by name; the teacher's answers are `pseudo_labels`.
+    """
+
+    table: WindowTable
+    pseudo_labels: Classes
+    predicted: Mapping[str, Classes]
+
+    def take(self, rows: NDArray[np.bool_]) -> Predictions:
+        """Some of the windows."""
+        predicted = {name: values[rows] for name, values in self.predicted.items()}
+        return Predictions(self.table.take(rows), self.pseudo_labels[rows], predicted)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Predictions]) -> Predictions:
+        """Several test sets as one: the predictors that all of them have."""
+        names = [name for name in parts[0].predicted if all(name in part.predicted for part in parts)]
+        return cls(
+            WindowTable.joined([part.table for part in parts]),
+            np.concatenate([part.pseudo_labels for part in parts]),
+            {name: np.concatenate([part.predicted[name] for part in parts]) for name in names},
+        )
+
+    def save(self, path: Path) -> None:
+        """Write them in one atomic rename; raises `RunFolderError`."""
+        arrays: dict[str, NDArray[Any]] = {f"table.{name}": values for name, values in vars(self.table).items()}
+        arrays |= {f"predicted.{name}": values for name, values in self.predicted.items()}
+        partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
+        try:
+            np.savez(partial, allow_pickle=False, pseudo_labels=self.pseudo_labels, **arrays)
+            partial.replace(path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    @classmethod
+    def load(cls, path: Path) -> Predictions:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as stored:
+            table = {key.removeprefix("table."): stored[key] for key in stored if key.startswith("table.")}
+            predicted = {key.removeprefix("predicted."): stored[key] for key in stored if key.startswith("predicted.")}
+            return cls(WindowTable(**table), stored["pseudo_labels"], predicted)
+
+    def write_csv(self, path: Path, classes: Sequence[str]) -> None:
+        """One line a test window: patient, recording, start_seconds, label, pseudo_label, bridge; classes by name."""
+        names = [*classes, ""]  # -1, no label, is the last
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        table = self.table
+        try:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["patient", "recording", "start_seconds", "label", "pseudo_label", "bridge"])
+                for row in range(len(table)):
+                    place = table.patients[row], table.recordings[row], float(table.starts[row])
+                    shown = table.labels[row], self.pseudo_labels[row], self.predicted["bridge"][row]
+                    writer.writerow([*place, *(names[each] for each in shown)])
+            partial.replace(path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+
+def evaluate(predictions: Predictions, classes: Sequence[str], config: BootstrapConfig, seed: int) -> Evaluation:
+    """All figures with their intervals, overall and by group.
+
+    Patients are resampled with replacement, the same draws for every predictor, so differences are paired.
+    """
+    table, k = predictions.table, len(classes)
+    patients = len(np.unique(table.patients))
+    found = _figures(predictions, k, config, seed)
+    alone = {name.removeprefix(ALONE): counts for name, counts in found.counts.items() if name.startswith(ALONE)}
+    baselines: dict[Any, Metrics] = {name: found.metrics(name) for name in _BASELINES if name in found.counts}
+    if alone:
+        baselines["site_alone"] = mean_metrics(alone, found.draws, config.level)
+    names = np.unique(table.groups[table.groups != ""])
+    return Evaluation(
+        bridge=found.metrics("bridge"),
+        teacher=found.metrics("teacher").model_copy(update={"agreement": None}),
+        chance=found.metrics("chance"),
+        baselines=baselines,
+        site_alone_per_site={name: found.metrics(ALONE + name) for name in alone},
+        confusion={
+            "bridge": confusion_matrix(table.labels, predictions.predicted["bridge"], k).tolist(),
+            "teacher": confusion_matrix(table.labels, predictions.pseudo_labels, k).tolist(),
+            "agreement": confusion_matrix(predictions.pseudo_labels, predictions.predicted["bridge"], k).tolist(),
+        },
+        groups={str(name): _group(predictions.take(table.groups == name), k, config, seed) for name in names},
+        classes=list(classes),
+        patients=patients,
+        windows=len(table),
+        interval=(
+            f"{config.level:.0%} percentile intervals of {config.samples} bootstrap samples of the {patients} test "
+            "patients, each patient with all windows"
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Figures:
+    counts: Mapping[str, PatientCounts]
+    draws: NDArray[np.float64]
+    level: float
+
+    def metrics(self, name: str) -> Metrics:
+        return metrics(self.counts[name], self.draws, self.level)
+
+
+def _figures(predictions: Predictions, classes: int, config: BootstrapConfig, seed: int) -> _Figures:
+    table, pseudo = predictions.table, predictions.pseudo_labels
+    answers = {"teacher": pseudo, **predictions.predicted}
+    counts = {
+        name: count_patients(table.patients, table.labels, pseudo, each, classes) for name, each in answers.items()
+    }
+    counts["chance"] = count_chance(table.patients, table.labels, pseudo, classes)
+    draws = resample(len(np.unique(table.patients)), config.samples, seed)
+    return _Figures(counts, draws, config.level)
+
+
+def _group(part: Predictions, classes: int, config: BootstrapConfig, seed: int) -> dict[str, Metrics]:
+    found = _figures(part, classes, config, seed)
+    return {name: found.metrics(name) for name in found.counts if not name.startswith(ALONE)}
+
+
+def _unwritable(path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(f"{path}: can't be written", why=error.strerror or "", fix="free space, then --resume")
