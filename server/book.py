@@ -100,7 +100,10 @@ class RunBook:
         }
 
     def restore(self, progress: dict[str, Any], round_: int) -> None:
-        """Go on from what a checkpoint of `round_` remembers; counts of this start's describe are added to it."""
+        """Go on from what a checkpoint of `round_` remembers.
+
+        What came between it and the end of the process is not counted: each site's audit log has it.
+        """
         self._started = progress["started"]
         self._seconds_before = progress["seconds"]
         self.selection = SelectionRecord.model_validate(progress["selection"])
