@@ -160,11 +160,7 @@ def test_a_wrong_configuration_is_refused(values: dict[str, object], says: str) 
     seed=st.integers(0, 1000),
 )
 def test_every_hospital_gets_its_pair_and_test_patients(count: int, kind: str, number: int, seed: int) -> None:
-    everybody = source(
-        patients(count, role="hospital")
-        + [PatientData("po", (), role="public_old")]
-        + [PatientData("pn", (), role="public_new")]
-    )
+    everybody = source([*patients(count, role="hospital"), *_public()])
     split = split_patients(everybody, SplitConfig(seed=seed, test=0.3, validation=0.1))
     config = PartitionConfig(kind=kind, hospitals=number, minimum_patients=3, alpha=0.3)
     parts = hospitals(everybody, split, config, seed)
