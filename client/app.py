@@ -33,7 +33,8 @@ def describe(message: Message, context: Context) -> Message:
     site, policy = open_house(context)
     reason = ReasonCode.OK
     try:
-        _pairs(admit(site, policy, context))
+        for problem in _pairs(admit(site, policy, context)).problems:
+            log_error(site.log_path, message.metadata.message_type, "FILE_LEFT_OUT", problem.error)
     except FedbridgeError as error:
         reason = reason_of(error)
         log_error(site.log_path, message.metadata.message_type, reason.name, error)

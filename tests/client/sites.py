@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ RANK, PROTOTYPES = 2, 4
 
 PERMISSIVE: dict[str, Any] = {"items": list(ALL_ITEMS)}
 """A policy that lets every declared item out."""
+
+
+@dataclass(frozen=True)
+class Small:
+    """A site that permits everything, and its models (the fixture `small`)."""
+
+    models: Path
+    site: Path
 
 
 def build_models(folder: Path, seed: int = 0) -> Path:

@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from numpy.typing import NDArray
+
+from bridge.job import job_text
+from bridge.messages import SENTENCES, ReasonCode
+from client.audit import AuditLog
+from tests.client.sites import PERMISSIVE, Small, ask, build_job, build_models, build_site, start_arrays, train_config
+
+KINDS: dict[str, dict[str, Any]] = {
+    "query.describe": {},
+    "query.probe": {},
+    "query.similarity": {"input-position": 1},
+    "train": train_config(),
+    "evaluate": {**train_config(), "split": "test"},
+}
+
+
+def arrays_for(kind: str) -> dict[str, NDArray[np.float32]] | None:
+    return start_arrays() if kind in ("train", "evaluate") else None
+
+
+def code(small: Small, kind: str, config: dict[str, Any] | None = None, site: Path | None = None, **more: Any) -> int:
+    """The code of the error with which the site answers; 0 where it answers with content."""
+    wanted = KINDS[kind] if config is None else config
+    arrays = more.pop("arrays", arrays_for(kind))
+    job = more.pop("job", build_job(small.models))
+    reply = ask(site or small.site, job, kind, wanted, arrays, **more)
+    if reply.has_error():
+        assert reply.error.reason == SENTENCES[ReasonCode(reply.error.code)]
+        return reply.error.code
+    return 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sound_message_is_answered(small: Small, kind: str) -> None:
+    assert code(small, kind) == 0
+
+
+# describe
+
+
+def described(site: Path, small: Small, **job: Any) -> tuple[str, bool, int]:
+    reply = ask(site, build_job(small.models, **job), "query.describe")
+    assert set(reply.content) == {"config", "metrics"}
+    config, metrics = dict(reply.content["config"]), dict(reply.content["metrics"])
+    assert set(config) == {"site", "can_take_part"}
+    assert set(metrics) == {"reason"}
+    return str(config["site"]), bool(config["can_take_part"]), int(metrics["reason"])
+
+
+def test_describe_says_yes_and_the_name(small: Small) -> None:
+    assert described(small.site, small) == ("alpha", True, 0)
+
+
+def test_describe_is_the_same_whatever_the_number_of_patients(small: Small, tmp_path: Path) -> None:
+    for patients in (10, 14):
+        site = build_site(tmp_path / f"s{patients}", "same", models=small.models, patients=patients)
+        assert described(site, small) == ("same", True, 0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "job", "reason"),
+    [
+        (None, {"selection": {"mode": "moments"}}, ReasonCode.POLICY_FORBIDS),
+        ({"coordinators": ["uni"]}, {}, ReasonCode.COORDINATOR_UNKNOWN),
+        ({"max_rounds": 2}, {}, ReasonCode.TOO_MANY_ROUNDS),
+        ({"privacy": {"mechanisms": ["central"]}}, {}, ReasonCode.MECHANISM_FORBIDDEN),
+        ({"minimum_patients": 11}, {}, ReasonCode.TOO_FEW_PATIENTS),
+        ({"max_seconds_per_message": 1e-9}, {}, ReasonCode.TOO_SLOW),
+        ({"encoders": {"new": ["f" * 64]}}, {}, ReasonCode.POLICY_FORBIDS),
+    ],
+)
+def test_describe_says_no_by_code(
+    small: Small, tmp_path: Path, policy: dict[str, Any] | None, job: dict[str, Any], reason: ReasonCode
+) -> None:
+    site = build_site(tmp_path / "s", "beta", models=small.models, policy=policy)
+    assert described(site, small, **job) == ("beta", False, int(reason))
+    # and what describe refuses is refused when it is asked for all the same
+    job_ = build_job(small.models, **job)
+    reply = ask(site, job_, "train", train_config(), start_arrays())
+    assert reply.error.code == reason
+
+
+def test_the_sites_own_minimum_decides_and_the_job_has_no_say(small: Small, tmp_path: Path) -> None:
+    site = build_site(tmp_path / "s", "beta", models=small.models, patients=8)
+    assert described(site, small)[2] == ReasonCode.TOO_FEW_PATIENTS
+    assert code(small, "query.describe", {"minimum-patients": 1}, site) == ReasonCode.MESSAGE_INVALID
+
+
+def test_no_usable_pair_at_all_is_too_few(small: Small, tmp_path: Path) -> None:
+    splits = {"pair": 0.0, "validation": 0.5, "test": 0.5}
+    site = build_site(tmp_path / "s", "beta", models=small.models, changes={"splits": splits})
+    assert described(site, small)[2] == ReasonCode.TOO_FEW_PATIENTS
+
+
+def test_two_sites_with_different_encoder_weights(small: Small, tmp_path: Path) -> None:
+    other = build_models(tmp_path / "models", seed=3)
+    site = build_site(tmp_path / "s", "beta", models=other)
+    assert described(site, small) == ("beta", False, int(ReasonCode.WEIGHTS_DIFFER))
+    for kind in ("query.probe", "train", "evaluate"):
+        assert code(small, kind, site=site) == ReasonCode.WEIGHTS_DIFFER
+    assert not (site / "cache").exists()
+
+
+def test_damaged_weights(small: Small, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(small.models, models)
+    weights = models / "old_encoder" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    site = build_site(tmp_path / "s", "beta", models=models)
+    assert described(site, small)[2] == ReasonCode.WEIGHTS_MISSING
+
+
+def test_a_damaged_recording_is_left_out_and_named_in_the_sites_own_log_only(small: Small, tmp_path: Path) -> None:
+    site = build_site(tmp_path / "s", "beta", models=small.models, patients=10)
+    broken = site / "recordings" / "beta-p01.npz"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:200])
+    assert described(site, small)[2] == ReasonCode.TOO_FEW_PATIENTS
+    (site / "policy.yaml").write_text("minimum_patients: 4\n")
+    file = yaml.safe_load((site / "site.yaml").read_text())
+    (site / "site.yaml").write_text(yaml.safe_dump({**file, "policy": "policy.yaml"}))
+    assert described(site, small)[2] == 0
+    assert "FILE_LEFT_OUT" in (site / "site.log").read_text()
+    assert "beta-p01" in (site / "site.log").read_text()
+    assert "beta-p01" not in (site / "audit.jsonl").read_text()
+
+
+# train
+
+
+def test_the_same_request_gives_the_same_bits(small: Small) -> None:
+    job = build_job(small.models)
+    first, again = (ask(small.site, job, "train", train_config(2), start_arrays()) for _ in range(2))
+    other = ask(small.site, job, "train", train_config(3), start_arrays())
+    for name in ("update.A", "update.B", "update.P"):
+        one = first.content["arrays"][name].numpy()
+        assert one.dtype == np.float32
+        np.testing.assert_array_equal(one, again.content["arrays"][name].numpy())
+        assert not np.array_equal(one, other.content["arrays"][name].numpy())
+
+
+def test_a_site_without_a_policy_trains_and_keeps_its_loss(small: Small, tmp_path: Path) -> None:
+    site = build_site(tmp_path / "s", "beta", models=small.models)
+    reply = ask(site, build_job(small.models), "train", train_config(), start_arrays())
+    assert set(reply.content["arrays"]) == {"update.A", "update.B", "update.P"}
+    assert dict(reply.content["metrics"]) == {"weight": 1.0}
+    assert len(reply.content.array_records) == 1
+    assert len(reply.content.metric_records) == 1
+
+
+def test_the_weight_is_the_jobs_public_one(small: Small) -> None:
+    job = build_job(small.models, sites={"weights": {"alpha": 0.25, "beta": 1.0}})
+    reply = ask(small.site, job, "train", train_config(), start_arrays())
+    assert reply.content["metrics"]["weight"] == 0.25
+
+
+def test_training_lowers_the_loss_round_by_round(small: Small) -> None:
+    job = build_job(small.models, train={"rounds": 6, "local_steps": 10})
+    bridge, losses = start_arrays(), []
+    for round_ in range(1, 7):
+        reply = ask(small.site, job, "train", train_config(round_), bridge)
+        losses.append(float(reply.content["metrics"]["train_loss"]))
+        bridge = {name: value + reply.content["arrays"][f"update.{name}"].numpy() for name, value in bridge.items()}
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_the_proximal_term_of_fedprox_pulls_towards_the_broadcast(small: Small) -> None:
+    def size(mu: float) -> float:
+        job = build_job(small.models, strategy={"name": "FedProx", "proximal_mu": mu}, train={"local_steps": 12})
+        config = {**train_config(), "server-round": 1, "proximal-mu": mu}
+        content = ask(small.site, job, "train", config, start_arrays()).content["arrays"]
+        return float(sum(np.square(content[name].numpy()).sum() for name in content))
+
+    assert size(100.0) < 0.5 * size(0.0)
+
+
+# bad messages, refused before any data is touched
+
+
+def nan_in(name: str) -> dict[str, NDArray[np.float32]]:
+    arrays = start_arrays()
+    arrays[name][1, 1] = np.nan
+    return arrays
+
+
+BAD: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("query.describe", {"verbose": True}, {}),
+    ("query.probe", {"positions": [0]}, {}),
+    ("query.similarity", {}, {}),
+    ("query.similarity", {"input-position": 4}, {}),
+    ("query.similarity", {"input-position": -1}, {}),
+    ("query.similarity", {"input-position": 1.0}, {}),
+    ("query.similarity", {"input-position": True}, {}),
+    ("query.similarity", {"input-position": "1"}, {}),
+    ("train", train_config(0), {}),
+    ("train", train_config(4), {}),
+    ("train", train_config(-1), {}),
+    ("train", train_config(1, m=4), {}),
+    ("train", train_config(1, l=3), {}),
+    ("train", {**train_config(), "learning-rate": 1.0}, {}),
+    ("train", {**train_config(), "server-round": 2}, {}),
+    ("train", {**train_config(), "proximal-mu": 0.5}, {}),
+    ("train", train_config(), {"arrays": None}),
+    ("train", train_config(), {"arrays": {}}),
+    ("train", train_config(), {"arrays": {"A": start_arrays()["A"]}}),
+    ("train", train_config(), {"arrays": {**start_arrays(), "C": np.zeros(1, np.float32)}}),
+    ("train", train_config(), {"arrays": start_arrays(rank=3)}),
+    ("train", train_config(), {"arrays": {**start_arrays(), "A": np.zeros((16, 2))}}),
+    ("train", train_config(), {"arrays": {**start_arrays(), "A": np.zeros((16, 2, 1), np.float32)}}),
+    ("train", train_config(), {"arrays": nan_in("A")}),
+    ("train", train_config(), {"arrays": nan_in("P")}),
+    ("train", train_config(), {"records": {"extra": MetricRecord({"a": 1.0})}}),
+    ("train", train_config(), {"records": {"arrays": ConfigRecord({"A": 1})}}),
+    ("train", train_config(), {"records": {"config": MetricRecord({"round": 1})}}),
+    ("evaluate", train_config(), {}),
+    ("evaluate", {**train_config(), "split": "pair"}, {}),
+    ("evaluate", {**train_config(), "split": "test", "patients": ["x"]}, {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "config", "more"), BAD)
+def test_a_bad_message_is_refused_before_any_data_is_touched(
+    small: Small, tmp_path: Path, kind: str, config: dict[str, Any], more: dict[str, Any]
+) -> None:
+    site = build_site(tmp_path / "s", "beta", models=small.models, policy=PERMISSIVE)
+    shutil.rmtree(site / "recordings")
+    assert code(small, kind, config, site, **more) == ReasonCode.MESSAGE_INVALID
+    assert not (site / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        Array("float32", (16, 2), "numpy.ndarray", b"not an array at all"),
+        Array("float32", (16, 2), "numpy.ndarray", Array(np.zeros((900, 2), np.float32)).data),
+        Array("float32", (16, 2), "numpy.ndarray", Array(np.zeros((16, 2), np.float32)).data[:-9]),
+        Array("float32", (16, 2), "numpy.ndarray", Array(np.zeros((16, 2), np.int64)).data),
+    ],
+)
+def test_an_array_that_is_not_what_it_claims(small: Small, array: Array) -> None:
+    packed = {name: Array(value) for name, value in start_arrays().items()}
+    records = {"arrays": ArrayRecord({**packed, "A": array})}
+    assert code(small, "train", arrays=None, records=records) == ReasonCode.MESSAGE_INVALID
+
+
+def test_a_round_beyond_the_policys_is_refused_although_the_job_allows_it(small: Small, tmp_path: Path) -> None:
+    site = build_site(tmp_path / "s", "beta", models=small.models, policy={"max_rounds": 2})
+    job = build_job(small.models, train={"rounds": 2})
+    assert code(small, "train", train_config(2), site, job=job) == 0
+    assert code(small, "train", train_config(3), site, job=job) == ReasonCode.MESSAGE_INVALID
+
+
+def test_positions_that_the_job_fixes(small: Small) -> None:
+    job = build_job(small.models, selection={"mode": "fixed", "input_position": 2, "output_position": 1})
+    assert code(small, "train", train_config(1, 2, 1), job=job) == 0
+    assert code(small, "train", train_config(1, 2, 2), job=job) == ReasonCode.MESSAGE_INVALID
+    assert code(small, "train", train_config(1, 1, 1), job=job) == ReasonCode.MESSAGE_INVALID
+
+
+@pytest.mark.parametrize("job", ["", "a: [", "name: x", "- 1", "x" * 70_000])
+def test_a_job_that_cannot_be_read(small: Small, job: str) -> None:
+    assert code(small, "train", job=job) == ReasonCode.JOB_INVALID
+    reply = ask(small.site, job, "query.describe")
+    assert reply.content["metrics"]["reason"] == ReasonCode.JOB_INVALID
+
+
+def test_an_unknown_key_in_the_job(small: Small) -> None:
+    text = job_text(build_job(small.models)) + "epsilon: 3\n"
+    assert code(small, "query.probe", job=text) == ReasonCode.JOB_INVALID
+
+
+# what leaves when something goes wrong
+
+
+SECRET = "patient-4711-Mueller"
+
+
+def test_nothing_of_an_error_leaves_but_its_code(small: Small, tmp_path: Path) -> None:
+    """A site file that names a secret path, and one whose model folder is unreadable: the reply is a fixed sentence."""
+    site = build_site(tmp_path / SECRET, "beta", models=small.models, changes={"folder": f"nowhere-{SECRET}"})
+    reply = ask(site, build_job(small.models), "train", train_config(), start_arrays())
+    assert (reply.error.code, reply.error.reason) == (110, SENTENCES[ReasonCode.SITE_MISCONFIGURED])
+    assert SECRET in (site / "site.log").read_text()
+    assert (site / "site.log").stat().st_mode & 0o077 == 0
+
+
+def test_a_defect_inside_is_a_code_outside(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import client.training
+
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError(f"could not convert {SECRET} to float")
+
+    site = build_site(tmp_path / "s", "beta", models=small.models)
+    monkeypatch.setattr(client.training, "train_update", fails)
+    reply = ask(site, build_job(small.models), "train", train_config(), start_arrays())
+    assert (reply.error.code, reply.error.reason) == (100, SENTENCES[ReasonCode.INTERNAL])
+    log = (site / "site.log").read_text()
+    assert SECRET in log
+    assert "Traceback" in log
+    lines = AuditLog(site / "audit.jsonl").verify()
+    assert [(line.entry.event, line.entry.purpose) for line in lines] == [("refused", "answered by INTERNAL alone")]
+    assert SECRET not in (site / "audit.jsonl").read_text()
+
+
+def test_an_audit_log_that_was_tampered_with_shuts_the_door(small: Small, tmp_path: Path) -> None:
+    site = build_site(tmp_path / "s", "beta", models=small.models)
+    assert code(small, "query.probe", site=site) == 0
+    (site / "audit.jsonl").write_text("")
+    assert code(small, "query.probe", site=site) == ReasonCode.STORAGE
+    assert code(small, "train", site=site) == ReasonCode.STORAGE
+
+
+def test_a_message_that_takes_too_long_gives_nothing(small: Small, tmp_path: Path) -> None:
+    site = build_site(tmp_path / "s", "beta", models=small.models, policy={"max_seconds_per_message": 2.0})
+    assert code(small, "query.probe", site=site) == 0
+    job = build_job(small.models, train={"local_steps": 100_000})
+    assert code(small, "train", site=site, job=job) == ReasonCode.TOO_SLOW
+    assert "update.A" not in (site / "audit.jsonl").read_text()
+
+
+def test_every_item_of_a_reply_is_in_the_audit_log(small: Small, tmp_path: Path) -> None:
+    site = build_site(tmp_path / "s", "beta", models=small.models, policy=PERMISSIVE)
+    sent = []
+    for kind, config in KINDS.items():
+        content = ask(site, build_job(small.models), kind, config, arrays_for(kind)).content
+        sent += sorted((kind, name) for record in content.values() for name in record)
+    lines = AuditLog(site / "audit.jsonl").verify()
+    assert sorted((line.entry.message, line.entry.item) for line in lines) == sorted(sent)
+    assert [line.entry.round for line in lines] == [None] * 5 + [1] * 8
+    assert {line.entry.run for line in lines} == {"7"}
+
+
+# finding the site
+
+
+def test_the_node_config_wins_over_the_simulation_folder(small: Small, tmp_path: Path) -> None:
+    build_site(tmp_path / "site-0", "pretend", models=small.models)
+    simulated = {"simulation-folder": str(tmp_path)}
+
+    def name(node: dict[str, Any]) -> str:
+        reply = ask(small.site, build_job(small.models), "query.describe", node_config=node, run_config=simulated)
+        return str(reply.content["config"]["site"])
+
+    assert name({"partition-id": 0}) == "pretend"
+    assert name({"partition-id": 0, "site": str(small.site)}) == "alpha"
+    assert name({"site": str(small.site / "site.yaml")}) == "alpha"
+
+
+@pytest.mark.parametrize(
+    "node", [{}, {"partition-id": 5}, {"partition-id": "0"}, {"partition-id": "../x"}, {"site": "/nowhere/site.yaml"}]
+)
+def test_a_node_without_a_site(small: Small, tmp_path: Path, node: dict[str, Any]) -> None:
+    run = {"simulation-folder": str(tmp_path)}
+    assert code(small, "query.describe", node_config=node, run_config=run) == ReasonCode.SITE_MISCONFIGURED
+
+
+def test_a_policy_for_another_site(small: Small, tmp_path: Path) -> None:
+    site = build_site(tmp_path / "s", "beta", models=small.models, policy={"site": "gamma"})
+    assert code(small, "query.describe", site=site) == ReasonCode.SITE_MISCONFIGURED
+
+
+def test_an_unknown_key_in_the_policy_or_the_site_file(small: Small, tmp_path: Path) -> None:
+    site = build_site(tmp_path / "s", "beta", models=small.models, policy={"minimum_patient": 1})
+    assert code(small, "train", site=site) == ReasonCode.SITE_MISCONFIGURED
+    (site / "policy.yaml").write_text("minimum_patients: 5\n")
+    assert code(small, "train", site=site) == 0
+    file = yaml.safe_load((site / "site.yaml").read_text())
+    (site / "site.yaml").write_text(yaml.safe_dump({**file, "polcy": "policy.yaml"}))
+    assert code(small, "train", site=site) == ReasonCode.SITE_MISCONFIGURED
+    assert "did you mean 'policy'" in (site / "site.log").read_text()
+
+
+# imports
+
+
+def test_importing_the_app_loads_nothing_heavy() -> None:
+    heavy = ["torch", "sklearn", "scipy", "matplotlib", "mne", "wfdb", "neurokit2", "transformers", "ray"]
+    script = f"import sys, client.app; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout.strip() == "[]", done.stderr
