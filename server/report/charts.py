@@ -10,7 +10,7 @@ from markupsafe import Markup
 from server.record import Evaluation, Metric, Metrics, PositionScores, RoundRecord, RunRecord, SelectionRecord
 from server.report.drawing import BLUE, COLOURS, FAINT, GREY, INK, MARKERS, MUTED, ORANGE, PAPER, WIDE, as_svg, canvas
 from server.report.windows import ExampleWindow
-from server.report.words import PREDICTOR_NAMES, figure_with_interval, in_bytes
+from server.report.words import PREDICTOR_NAMES, figure_with_interval, in_bytes, short
 
 
 def result_chart(
@@ -184,18 +184,23 @@ def confusion_chart(evaluation: Evaluation) -> Markup | None:
     shown = [name for name in _CONFUSION if name in matrices]
     if not shown:
         return None
-    size = max(len(matrices[name]) for name in shown)
-    side = min(2.8, max(2.1, 0.55 * size + 0.9))
-    with canvas(min(WIDE, side * len(shown) + 0.3), side, "confusion") as fig:
-        for axes, name in zip(fig.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    side = min(4.1, max(2.75, 0.45 * max(len(matrices[name]) for name in shown) + 1.3))
+    columns = min(len(shown), int((WIDE + 0.1) / side))
+    rows = -(-len(shown) // columns)
+    with canvas(side * columns, side * 0.95 * rows, "confusion") as fig:
+        every = list(fig.subplots(rows, columns, squeeze=False).flat)
+        for axes, name in zip(every, shown, strict=False):
             title, row_name = _CONFUSION[name]
             matrix = matrices[name]
             _confusion_panel(axes, matrix)
             known = len(evaluation.classes) == len(matrix)
-            names = evaluation.classes if known else [str(index) for index in range(len(matrix))]
-            axes.set_xticks(range(len(names)), names, rotation=30 if max(map(len, names)) > 7 else 0)
+            names = [short(text, 14) for text in evaluation.classes] if known else [str(i) for i in range(len(matrix))]
+            turned = max(map(len, names)) * len(names) > 22
+            axes.set_xticks(range(len(names)), names, rotation=35 if turned else 0, ha="right" if turned else "center")
             axes.set_yticks(range(len(names)), names)
             axes.set(title=title, xlabel="answer", ylabel=row_name)
+        for axes in every[len(shown) :]:
+            axes.remove()
         return as_svg(fig, "Confusion matrices: " + ", ".join(_CONFUSION[name][0] for name in shown))
 
 
@@ -203,7 +208,11 @@ def _confusion_panel(axes: Any, matrix: Sequence[Sequence[int]]) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     shares = [[value / max(1, sum(row)) for value in row] for row in matrix]
-    axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("paper-blue", [PAPER, BLUE]), vmin=0, vmax=1)
+    colours = LinearSegmentedColormap.from_list("paper-blue", [PAPER, BLUE])
+    places = range(len(matrix))
+    axes.pcolormesh(places, places, shares, cmap=colours, vmin=0, vmax=1, edgecolors=FAINT, linewidth=0.5)
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
     axes.grid(visible=False)
     small = len(matrix) > 4
     for row, values in enumerate(matrix):
@@ -239,7 +248,7 @@ def groups_chart(groups: Mapping[str, Mapping[str, Metrics]]) -> Markup | None:
         chance = next((row["chance"].balanced_accuracy for row in groups.values() if "chance" in row), None)
         if chance is not None:
             axes.axvline(chance.value, color=GREY, ls="--", lw=1.2, label=f"chance {chance.value:.2f}")
-        axes.set_yticks(range(len(rows)), [group for group, _ in reversed(rows)])
+        axes.set_yticks(range(len(rows)), [short(group, 40) for group, _ in reversed(rows)])
         axes.set_ylim(-0.55, len(rows) - 0.45)
         axes.set_xlim(*_limits(every))
         axes.tick_params(axis="y", length=0)
@@ -329,7 +338,7 @@ def comparison_chart(labels: Sequence[str], rows: Sequence[Mapping[str, Metric |
         chances = {found.value for row in rows if (found := row.get("chance")) is not None}
         for value in sorted(chances):
             axes.axvline(value, color=GREY, ls="--", lw=1.2, label=f"chance {value:.2f}")
-        axes.set_yticks(range(len(labels)), labels)
+        axes.set_yticks(range(len(labels)), [short(label, 40) for label in labels])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(*_limits(every))
         axes.tick_params(axis="y", length=0)

@@ -55,7 +55,7 @@ def no_result(record: RunRecord) -> str:
 def _who(record: RunRecord) -> str:
     patients, windows = record.evaluation.patients, record.evaluation.windows
     if patients is None:
-        return ""
+        return f"on {count(windows, 'test window')}, " if windows is not None else ""
     return f"on {count(patients, 'test patient')}" + (
         f" ({count(windows, 'window')}), " if windows is not None else ", "
     )

@@ -112,14 +112,32 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+_SERVER_CODES = {
+    "NO_REPLY": "No reply came in time.",
+    "OFFLINE": "The site was not online.",
+    "BAD_REPLY": "The reply did not pass the server's check and was left out.",
+    "NOT_EXPECTED": "The job does not name this site.",
+    "SAME_NAME": "Several sites go by this name.",
+    "UNKNOWN_CODE": "The site gave a code that this version does not know.",
+}
+"""What the server itself notes of a site (server.replies, server.roster)."""
+
+_FLOWER_CODE = "FLOWER_"
+
+
+def short(text: str, length: int) -> str:
+    """At most so many characters, the last an ellipsis where some are left out: a label in a picture."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
 def reason_in_words(reason: str) -> str:
-    """The fixed sentence of a reason code given by name or number; any other text as it is."""
+    """The fixed sentence of a code's name; any other text as it is."""
     text = reason.strip()
-    try:
-        code = ReasonCode(int(text)) if text.isdigit() else ReasonCode[text]
-    except (ValueError, KeyError):
-        return text
-    return SENTENCES[code]
+    if text in ReasonCode.__members__:
+        return SENTENCES[ReasonCode[text]]
+    if text.startswith(_FLOWER_CODE):
+        return f"Flower could not deliver the message or its reply (its code {text.removeprefix(_FLOWER_CODE)})."
+    return _SERVER_CODES.get(text, text)
 
 
 def lost_turns_in_words(turns: Sequence[str]) -> list[str]:
@@ -132,7 +150,8 @@ def lost_turns_in_words(turns: Sequence[str]) -> list[str]:
 
 
 def _places(places: Sequence[str]) -> str:
-    numbers = [place.removeprefix("round ") for place in places if place.startswith("round ")]
-    others = [place for place in places if not place.startswith("round ")]
+    once = dict.fromkeys(places)  # a repeated exchange can cost a site the same turn again
+    numbers = [place.removeprefix("round ") for place in once if place.startswith("round ")]
+    others = [place for place in once if not place.startswith("round ")]
     rounds = [("round " if len(numbers) == 1 else "rounds ") + ", ".join(numbers)] if numbers else []
     return ", ".join(others + rounds)
