@@ -80,7 +80,7 @@ def filters(rate_hz: float, steps: Preprocessing) -> list[Floats]:
     found = []
     if low is not None or high is not None:
         kind = "bandpass" if low and high else "highpass" if low else "lowpass"
-        edges = [edge for edge in (low, high) if edge is not None]
+        edges = (low, high) if low and high else low or high
         found.append(sps.butter(steps.filter_order, edges, btype=kind, fs=rate_hz, output="sos"))
     if steps.notch_hz is not None:
         found.append(sps.tf2sos(*sps.iirnotch(steps.notch_hz, _NOTCH_Q, fs=rate_hz)))
