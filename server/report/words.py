@@ -126,8 +126,9 @@ _FLOWER_CODE = "FLOWER_"
 
 
 def short(text: str, length: int) -> str:
-    """At most so many characters, the last an ellipsis where some are left out: a label in a picture."""
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+    """At most so many characters, without some of the middle where it is longer: a label in a picture."""
+    ending = length // 3
+    return text if len(text) <= length else text[: length - ending - 1].rstrip() + "…" + text[-ending:].lstrip()
 
 
 def reason_in_words(reason: str) -> str:
