@@ -253,7 +253,8 @@ def _scan(path: Path, data: bytes, start: Head) -> tuple[list[Line], Head]:
         _check_torn(path, number, torn, record)
         if record["prev"] != end.hash:
             raise _broken(path, number, "it does not follow the line before it: lines were removed, moved or inserted")
-        if sha256_json({key: value for key, value in record.items() if key != "hash"}) != record["hash"]:
+        body = {key: value for key, value in record.items() if key != "hash"}
+        if sha256_json(body) != record["hash"] or canonical_json(record) + b"\n" != raw:
             raise _broken(path, number, "its content does not hash to its own hash: it was changed")
         torn = b""
         end = Head(number, position, record["hash"])

@@ -52,7 +52,7 @@ def check(
     """
     from client.check import run_check
 
-    run_check(site, picture)
+    raise typer.Exit(run_check(site, picture))
 
 
 @app.command()

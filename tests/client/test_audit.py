@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from client.audit import GENESIS, AuditLog, Entry, totals
 from client.errors import AuditError
@@ -86,6 +88,11 @@ def rechained(lines: list[str]) -> list[str]:
     return lines
 
 
+def spaced(lines: list[str]) -> list[str]:
+    lines[2] = lines[2].replace(":", ": ", 1)
+    return lines
+
+
 def last_removed(lines: list[str]) -> list[str]:
     return lines[:-1]
 
@@ -104,6 +111,7 @@ def last_changed(lines: list[str]) -> list[str]:
         (swapped, "line 3 "),
         (inserted, "line 3 "),
         (rechained, "line 4 "),
+        (spaced, "line 3 "),
         (last_removed, "up to line 6"),
         (last_changed, "line 6 "),
     ],
@@ -115,6 +123,24 @@ def test_verify_names_the_line_that_was_tampered_with(tmp_path: Path, tamper: ob
     with pytest.raises(AuditError) as caught:
         log.verify()
     assert named in str(caught.value)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+def test_no_single_byte_can_be_changed(tmp_path: Path, place: float, byte: int) -> None:
+    if not (log := AuditLog(tmp_path / "audit.jsonl")).path.exists():
+        filled(log.path, 4)
+    good = log.path.read_bytes()
+    index = int(place * len(good))
+    log.path.write_bytes(good[:index] + bytes([byte]) + good[index + 1 :])
+    try:
+        if byte == good[index]:
+            assert len(log.verify()) == 4
+        else:
+            with pytest.raises(AuditError):
+                log.verify()
+    finally:
+        log.path.write_bytes(good)
 
 
 def test_a_log_cut_short_takes_no_more_entries(tmp_path: Path) -> None:
