@@ -84,7 +84,7 @@ def rechained(lines: list[str]) -> list[str]:
     body = {key: value for key, value in record.items() if key != "hash"}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     record["hash"] = hashlib.sha256(text.encode()).hexdigest()
-    lines[2] = json.dumps(record)
+    lines[2] = json.dumps(record, sort_keys=True, separators=(",", ":"))
     return lines
 
 
