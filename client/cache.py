@@ -56,9 +56,7 @@ class Cache:
         """The entry of a key, or None where there is none, or a damaged one (it is deleted, and the log says so)."""
         place = self._place(key)
         try:
-            index = json.loads((place / ENTRY).read_text(encoding="utf-8"))
-            arrays = {name: _open(place / f"{name}.npy", stamp) for name, stamp in index["arrays"].items()}
-            entry = Entry(index["values"], arrays)
+            entry = _read(place)
         except FileNotFoundError:
             if not place.exists():
                 return None
@@ -84,6 +82,8 @@ class Cache:
         try:
             temporary.mkdir(parents=True)
             _write(temporary, values, arrays)
+            # Mapped before it is in place: another process may make room right after and delete it.
+            entry = _read(temporary)
             _move(temporary, place)
         except OSError as error:
             raise CacheError(
@@ -94,13 +94,6 @@ class Cache:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._make_room(size, keep=place)
-        entry = self.get(key)
-        if entry is None:
-            raise CacheError(
-                f"{self.folder}: a cache entry is gone or changed right after it was written",
-                why="another program deletes or changes files there, or the disk is failing",
-                fix="give each site a cache.folder of its own, outside folders that are cleaned",
-            )
         return entry
 
     def sweep(self) -> int:
@@ -161,6 +154,12 @@ def _write(folder: Path, values: Mapping[str, Any], arrays: Mapping[str, NDArray
         stamps[name] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256_file(path)}
     text = json.dumps({"values": values, "arrays": stamps}, ensure_ascii=False, allow_nan=False)
     (folder / ENTRY).write_text(text, encoding="utf-8")
+
+
+def _read(folder: Path) -> Entry:
+    index = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+    arrays = {name: _open(folder / f"{name}.npy", stamp) for name, stamp in index["arrays"].items()}
+    return Entry(index["values"], arrays)
 
 
 def _open(path: Path, stamp: Mapping[str, Any]) -> NDArray[Any]:

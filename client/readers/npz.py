@@ -84,9 +84,10 @@ class NpzReader(Reader):
     def read(self, path: Path) -> Recording:
         """One recording; raises `RecordingError` where the file is damaged or not laid out as the options say."""
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                if not isinstance(archive, np.lib.npyio.NpzFile):
-                    raise ValueError("it holds a single array")
+            loaded = np.load(path, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            with loaded as archive:
                 return self._recording(_Arrays(path, archive))
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
             raise RecordingError(
