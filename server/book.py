@@ -33,8 +33,8 @@ _SECONDS_BETWEEN_WRITES = 0.5
 class RunBook:
     """Collects what a run did and writes `run.json` from it.
 
-    `save()` writes at most twice a second (a round may take milliseconds; `log.jsonl` has each as it ends, and the
-    checkpoints hold what a resume needs); `save(status=...)` always writes.
+    `save()` writes at most twice a second and for at most a twentieth of the time, since a round may take milliseconds
+    (`log.jsonl` has each as it ends, and the checkpoints hold what a resume needs); another status is always written.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class RunBook:
         self._started = started
         self._seconds_before = 0.0
         self._clock = time.monotonic()
-        self._written = 0.0
+        self._next_write = 0.0
         self._answers: dict[str, tuple[bool, str]] = {}
         self._lost: dict[str, list[str]] = {}
         self._outbox: dict[tuple[str, str], list[int]] = {}
@@ -120,10 +120,12 @@ class RunBook:
 
     def save(self, status: Literal["running", "completed", "failed"] = "running", error: str | None = None) -> None:
         """Write `run.json`; raises `RunFolderError` where that fails."""
-        if status == "running" and time.monotonic() - self._written < _SECONDS_BETWEEN_WRITES:
+        started = time.monotonic()
+        if status == "running" and started < self._next_write:
             return
         write_record(self.folder, self.record(status, error))
-        self._written = time.monotonic()
+        took = time.monotonic() - started
+        self._next_write = started + max(_SECONDS_BETWEEN_WRITES, 20 * took)
 
     def record(self, status: Literal["running", "completed", "failed"], error: str | None = None) -> RunRecord:
         """The run record as of now."""

@@ -1,13 +1,14 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped, in one file a round.
 
-A file appears whole or not at all (written beside, synced, renamed) and holds a hash of its own content, so a damaged
-one is recognised and the one before it used. Safetensors and JSON: nothing in it can run code.
+A file appears whole or not at all (written beside, then renamed) and holds a hash of its own content, so a damaged one
+is recognised and the one before it used. Safetensors and JSON: nothing in it can run code.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from server.errors import ResumeError, RunFolderError
 
 _SCHEMA = "fedbridge.checkpoint/1"
 _KEPT = 3
+_SECONDS_BETWEEN_SYNCS = 1.0
 _PATTERN = "round-*.safetensors"
 
 
@@ -52,24 +54,42 @@ class Checkpoint:
     stopped: str = ""
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint in one atomic rename and drop all but the newest three; raises `RunFolderError`."""
-    path = folder / f"round-{checkpoint.round:06d}.safetensors"
-    partial = folder / f".{path.name}.{os.getpid()}"
-    data = _pack(checkpoint)
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        for old in sorted(folder.glob(_PATTERN))[:-_KEPT]:
-            old.unlink()
-    except OSError as error:
-        raise RunFolderError(
-            f"{path}: the checkpoint can't be written", why=error.strerror or "", fix="free space, then resume the run"
-        ) from error
-    return path
+class CheckpointFolder:
+    """Writes checkpoints in one atomic rename each, and drops all but the newest three.
+
+    A killed process loses nothing. Against a power cut a file must be synced to the disk too, which may take longer
+    than a short round: that is done at most once a second, and the newest synced file is kept beside the newest three.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._synced = -_SECONDS_BETWEEN_SYNCS
+        self._durable: Path | None = None
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint; raises `RunFolderError` where that fails."""
+        path = self.path / f"round-{checkpoint.round:06d}.safetensors"
+        partial = self.path / f".{path.name}.{os.getpid()}"
+        sync = bool(checkpoint.stopped) or time.monotonic() - self._synced >= _SECONDS_BETWEEN_SYNCS
+        try:
+            with partial.open("wb") as file:
+                file.write(_pack(checkpoint))
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            partial.replace(path)
+            if sync:
+                self._synced, self._durable = time.monotonic(), path
+            for old in sorted(self.path.glob(_PATTERN))[:-_KEPT]:
+                if old != self._durable:
+                    old.unlink()
+        except OSError as error:
+            raise RunFolderError(
+                f"{path}: the checkpoint can't be written",
+                why=error.strerror or "",
+                fix="free space, then resume the run",
+            ) from error
+        return path
 
 
 def newest_checkpoint(folder: Path, job_sha256: str) -> tuple[Checkpoint | None, list[str]]:

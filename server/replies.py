@@ -6,19 +6,22 @@ is made of our own words and the schema's: a text that a site made up is never r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from bridge.errors import ItemError
 from bridge.messages import ARRAYS, CONFIG, ITEMS, METRICS, Dimensions, Item, ReasonCode, check_item
 from server.errors import ReplyError
 
+_KIND_OF: dict[str, type] = {ARRAYS: ArrayRecord, METRICS: MetricRecord, CONFIG: ConfigRecord}
 _RECORD_OF = {"array": ARRAYS, "number": METRICS, "text": CONFIG, "flag": CONFIG}
 
 NO_REPLY, OFFLINE, BAD_REPLY = "NO_REPLY", "OFFLINE", "BAD_REPLY"
@@ -91,19 +94,14 @@ def content_bytes(message: Message) -> int:
 
 def _records(content: RecordDict) -> dict[str, Mapping[str, Any]]:
     """The records by name, each of the kind that its name stands for."""
-    kinds: dict[str, Mapping[str, Mapping[str, Any]]] = {
-        ARRAYS: content.array_records,
-        METRICS: content.metric_records,
-        CONFIG: content.config_records,
-    }
     found: dict[str, Mapping[str, Any]] = {}
-    for name in content:
-        if name not in kinds or name not in kinds[name]:
+    for name, record in content.items():
+        if name not in _KIND_OF or not isinstance(record, _KIND_OF[name]):
             raise ReplyError(
                 "the reply has a record that is not declared",
                 why=f"ArrayRecord '{ARRAYS}', MetricRecord '{METRICS}' and ConfigRecord '{CONFIG}' are",
             )
-        found[name] = kinds[name][name]
+        found[name] = record
     return found
 
 
@@ -119,9 +117,32 @@ def _item(key: str, record: str, expected: Expected) -> Item:
 
 def _decode(array: Array, item: Item, dimensions: Dimensions) -> NDArray[Any]:
     """The array, after its header was held against the schema: numpy would believe whatever size it claims."""
-    data, shape, dtype = array.data, item.resolved_shape(dimensions), np.dtype(item.dtype)
+    data, shape, dtype = bytes(array.data), item.resolved_shape(dimensions), np.dtype(item.dtype)
+    plain = _plain_header(shape, dtype.str)
+    if array.stype == "numpy.ndarray" and data.startswith(plain):
+        start, kind, fortran = len(plain), dtype, False
+    else:
+        start, kind, fortran = _read_header(array, item, shape, dtype)
+    if len(data) - start != math.prod(shape) * dtype.itemsize:
+        raise ReplyError(f"item '{item.name}' is cut short or too long", why=f"{shape} of {item.dtype} is declared")
+    flat = np.frombuffer(data, kind, offset=start).astype(dtype, copy=False)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+@lru_cache(maxsize=64)
+def _plain_header(shape: tuple[int, ...], dtype: str) -> bytes:
+    """How numpy begins a file of that shape and dtype: what all but unusual replies begin with."""
+    stream = BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+def _read_header(
+    array: Array, item: Item, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> tuple[int, np.dtype[Any], bool]:
+    """Where the numbers begin, their byte order, and whether columns come first; the shape must be `shape`."""
+    stream = BytesIO(array.data)
     try:
-        stream = BytesIO(data)
         version = np.lib.format.read_magic(stream)
         if array.stype != "numpy.ndarray" or version != (1, 0):
             raise ReplyError(f"item '{item.name}' is not a plain numpy array")
@@ -132,11 +153,7 @@ def _decode(array: Array, item: Item, dimensions: Dimensions) -> NDArray[Any]:
         raise ReplyError(f"item '{item.name}' has shape {_short(found)}", why=f"{shape} is declared")
     if kind.hasobject or kind.newbyteorder("=") != dtype:
         raise ReplyError(f"item '{item.name}' has another dtype", why=f"{item.dtype} is declared")
-    start = stream.tell()
-    if len(data) - start != int(np.prod(shape)) * dtype.itemsize:
-        raise ReplyError(f"item '{item.name}' is cut short or too long", why=f"{shape} of {item.dtype} is declared")
-    flat = np.frombuffer(data, kind, offset=start).astype(dtype, copy=False)
-    return flat.reshape(shape, order="F" if fortran else "C")
+    return stream.tell(), kind, fortran
 
 
 def _short(shape: tuple[int, ...]) -> str:

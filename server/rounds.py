@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from bridge.job import Job
 from bridge.messages import TRAIN, UPDATE_ITEMS, Dimensions
 from bridge.privacy import Plan, mechanism
 from bridge.prototype import Arrays
 from server.book import RunBook
-from server.checkpoint import Best, Checkpoint, save_checkpoint
+from server.checkpoint import Best, Checkpoint, CheckpointFolder
 from server.errors import RunError
 from server.evaluation import criterion, not_permitted, pooled_confusions
 from server.events import EventLog
@@ -30,7 +29,7 @@ class Training:
 
     job: Job
     job_sha256: str
-    checkpoints: Path
+    checkpoints: CheckpointFolder
     exchange: Exchange
     book: RunBook
     log: EventLog
@@ -74,7 +73,7 @@ class Training:
             progress=self.book.progress(),
             stopped=stopped,
         )
-        path = save_checkpoint(self.checkpoints, checkpoint)
+        path = self.checkpoints.save(checkpoint)
         if stopped or self.round == 0:
             self.log.emit("checkpoint", round=self.round, file=path.name, **({"stopped": stopped} if stopped else {}))
 

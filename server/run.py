@@ -16,7 +16,7 @@ from bridge.hashing import sha256_json
 from bridge.job import Job, parse_job
 from bridge.prototype import Arrays
 from server.book import Engine, RunBook
-from server.checkpoint import Checkpoint
+from server.checkpoint import Checkpoint, CheckpointFolder
 from server.errors import RunFolderError
 from server.evaluation import evaluation_record, pooled_confusions
 from server.events import EventLog, now
@@ -147,7 +147,7 @@ class _Run:
         return Training(
             job=self._job,
             job_sha256=self._job_sha256,
-            checkpoints=self._book.folder / CHECKPOINTS,
+            checkpoints=CheckpointFolder(self._book.folder / CHECKPOINTS),
             exchange=self._exchange,
             book=self._book,
             log=self._log,

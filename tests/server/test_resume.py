@@ -17,7 +17,7 @@ from flwr.app import Error
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from server.checkpoint import Best, Checkpoint, newest_checkpoint, save_checkpoint
+from server.checkpoint import Best, Checkpoint, CheckpointFolder, newest_checkpoint
 from server.errors import ResumeError, RunError, RunFolderError
 from server.record import read_record
 from tests.server.conftest import Models
@@ -206,10 +206,11 @@ def test_a_half_written_log_line_stays_alone(models: Models, tmp_path: Path) -> 
 def test_checkpoints_are_few_whole_and_free_of_pickle(tmp_path: Path) -> None:
     arrays = {"A": np.arange(6, dtype=np.float32).reshape(2, 3).T, "B": np.zeros((0, 4), np.float32)}
     moments = {"m_t": {"A": np.ones((3, 2)), "B": np.zeros((0, 4))}}
+    checkpoints = CheckpointFolder(tmp_path)
     for round_ in range(7):
         best = Best(round_, 0.5, arrays) if round_ > 2 else None
         progress = {"rounds": [{"round": i} for i in range(round_)]}
-        save_checkpoint(tmp_path, Checkpoint(round_, "a" * 64, arrays, moments, best, progress, "because"))
+        checkpoints.save(Checkpoint(round_, "a" * 64, arrays, moments, best, progress, "because"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"round-00000{i}.safetensors" for i in (4, 5, 6)]
     found, damaged = newest_checkpoint(tmp_path, "a" * 64)
     assert damaged == []
@@ -227,7 +228,7 @@ def test_checkpoints_are_few_whole_and_free_of_pickle(tmp_path: Path) -> None:
 def test_a_checkpoint_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     checkpoint = Checkpoint(1, "a" * 64, {"A": np.zeros(3, np.float32)})
     with pytest.raises(RunFolderError, match="checkpoint can't be written"):
-        save_checkpoint(tmp_path / "missing", checkpoint)
+        CheckpointFolder(tmp_path / "missing").save(checkpoint)
 
 
 def child(models: Models, folder: Path, resume: bool) -> None:
