@@ -179,12 +179,13 @@ def log_spectrum(x: Tensor, rate_hz: float, bands: int, highest_hz: float | None
     samples = x.shape[-1]
     top = min(samples // 2, int((highest_hz or rate_hz / 2) * samples / rate_hz))
     edges = _band_edges(max(top, 2), bands)
-    power = torch.fft.rfft(x * torch.hann_window(samples), dim=-1).abs().square()
+    # Differences of running sums lose their digits in float32.
+    power = torch.fft.rfft(x.double() * torch.hann_window(samples, dtype=torch.float64), dim=-1).abs().square()
     summed = torch.cat([torch.zeros_like(power[..., :1]), power.cumsum(-1)], dim=-1)
     in_band = summed[..., edges[1:]] - summed[..., edges[:-1]]
     # A floor relative to the whole keeps empty bands (beyond a filter's edge) from being noise of rounding.
     floor = 1e-5 * power.mean(-1, keepdim=True) + 1e-12
-    return torch.log(in_band.clamp_min(0) / (edges[1:] - edges[:-1]) + floor).flatten(1)
+    return torch.log(in_band.clamp_min(0) / (edges[1:] - edges[:-1]) + floor).flatten(1).float()
 
 
 def _band_edges(top: int, bands: int) -> Tensor:
