@@ -209,7 +209,7 @@ def test_lost_contact_is_marked_missing_or_flat_as_often_as_asked() -> None:
         still = np.abs(stored.samples[0]) == np.abs(stored.samples[0]).max()
         missing.append(1 - stored.ok.mean())
         flat.append(still.mean())
-    # One a minute of 9 s on average is 15 %, half of it marked; marks round outwards to whole seconds, stretches overlap.
+    # One a minute of 9 s on average is 15 %, half of it marked; marks round outwards to whole seconds.
     assert np.mean(missing) == pytest.approx(0.08, abs=0.02)
     assert np.mean(flat) == pytest.approx(0.07, abs=0.02)
 
