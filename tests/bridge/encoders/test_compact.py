@@ -59,11 +59,11 @@ def test_default_size_is_within_the_family(tmp_path: Path) -> None:
 
 def layer_norm(h: NDArray[np.float64], weight: NDArray[np.float64], bias: NDArray[np.float64]) -> NDArray[np.float64]:
     mean, variance = h.mean(-1, keepdims=True), h.var(-1, keepdims=True)
-    return (h - mean) / np.sqrt(variance + 1e-5) * weight + bias
+    return np.asarray((h - mean) / np.sqrt(variance + 1e-5) * weight + bias)
 
 
 def gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    return np.asarray(0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))))
 
 
 def test_a_block_is_the_transformer_it_says_it_is(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ class Tiny(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         self.window.check(tuple(x.shape))
-        return self.stem(x.unfold(2, 2, 2).transpose(1, 2).flatten(2))
+        tokens: Tensor = self.stem(x.unfold(2, 2, 2).transpose(1, 2).flatten(2))
+        return tokens
 
     def block(self, h: Tensor, i: int) -> Tensor:
         return torch.tanh(self.first(h)) if i == 0 else torch.tanh(self.second(h.reshape(len(h), 3, 16)))
@@ -77,7 +78,8 @@ class WrongLayout(Tiny):
 
 class AnyLength(Tiny):
     def embed(self, x: Tensor) -> Tensor:
-        return self.stem(x.unfold(2, 2, 2).transpose(1, 2).flatten(2))
+        tokens: Tensor = self.stem(x.unfold(2, 2, 2).transpose(1, 2).flatten(2))
+        return tokens
 
 
 class BrokenSplit(Tiny):
