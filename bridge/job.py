@@ -28,6 +28,8 @@ class SelectionJob(Settings):
     """Where the bridge goes: two-stage selection, or fixed positions."""
 
     mode: Literal["scores", "moments", "fixed"] = "scores"
+    """`scores`: each site sends one bounded score a position. `moments`: additive sums, which each policy must permit.
+    `fixed`: the two positions below."""
     input_position: int | None = Field(default=None, ge=0)
     """m, for mode `fixed`."""
     output_position: int | None = Field(default=None, ge=0)
@@ -35,6 +37,7 @@ class SelectionJob(Settings):
     windows_per_patient: int = Field(default=16, ge=1)
     """At most so many windows of one patient enter a statistic (w)."""
     folds: int = Field(default=5, ge=2, le=20)
+    """Folds of the probe's cross-validation, by patient."""
     ridge: float = Field(default=1e-2, gt=0)
     """Ridge strength of the `moments` probe, relative to the mean feature variance."""
 
@@ -52,7 +55,9 @@ class BridgeJob(Settings):
     """Size and start of the prototype bridge."""
 
     rank: int = Field(default=8, ge=1)
+    """r: width of the bottleneck between A and B."""
     prototypes: int = Field(default=32, ge=1)
+    """Rows of P; every old token is a mixture of them."""
     initialisation: Literal["random", "public"] = "random"
     """Prototypes: standard normal, or centroids of PUBLIC old tokens shipped with the models."""
 
@@ -61,21 +66,30 @@ class AlignmentJob(Settings):
     """The loss between the old encoder's own tokens and those reached through the bridge."""
 
     loss: Literal["cosine", "mse", "l1", "infonce"] = "cosine"
+    """Over the flattened tokens of a window."""
     layer: Literal["final", "bridge"] = "final"
+    """Compare the old encoder's final tokens, or the tokens where the bridge ends."""
     negatives: Literal["batch", "patient"] = "batch"
     """InfoNCE: other windows of the whole batch (the paper), or of the same patient alone."""
     temperature: float = Field(default=0.1, gt=0)
+    """InfoNCE."""
 
 
 class TrainJob(Settings):
     """Rounds of local training. A step is one mini-batch; every site takes equally many, so equal weights are fair."""
 
     rounds: int = Field(default=20, ge=1)
+    """Broadcasts of the bridge; each policy bounds them, too."""
     local_steps: int = Field(default=20, ge=1)
+    """Mini-batches a site takes in a round."""
     patients_per_batch: int = Field(default=8, ge=1)
+    """Patients in a mini-batch."""
     windows_per_patient: int = Field(default=8, ge=1)
+    """Windows of each of them, at most."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """Of Adam at the site, whose moments start fresh each round."""
     keep: Literal["last", "best"] = "last"
+    """Which round's bridge is exported."""
     criterion: Literal["train_loss", "agreement", "balanced_accuracy"] = "agreement"
     """For `keep: best`, on validation patients (train_loss: on the training ones); needs the policies' permission."""
 
@@ -84,6 +98,7 @@ class StrategyJob(Settings):
     """Flower's strategy by name, with its own options."""
 
     name: Strategy = "FedAvg"
+    """How the server makes one bridge of the sites' updates."""
     server_learning_rate: float = Field(default=0.1, gt=0)
     """FedAdam, FedYogi: eta."""
     proximal_mu: float = Field(default=0.01, ge=0)
@@ -108,6 +123,7 @@ class SitesJob(Settings):
     timeout_seconds: float = Field(default=600, gt=0)
     """How long to wait for the replies of one exchange."""
     retries: int = Field(default=2, ge=0)
+    """How often an exchange with too few good replies is repeated."""
 
     @model_validator(mode="after")
     def _weights_are_positive(self) -> SitesJob:
@@ -136,6 +152,7 @@ class PrivacyJob(Settings):
     """The mechanism asked for. A site refuses what its policy does not list."""
 
     mechanism: Literal["none"] = "none"
+    """`none`: secrecy by policy and outbox alone, no formal guarantee."""
 
 
 class Job(Settings):

@@ -40,20 +40,24 @@ class WindowSpec(BaseModel):
 class Preprocessing(BaseModel):
     """Named steps from a recording to an encoder's window, in the order of the fields.
 
-    `scale` multiplies the raw values (microvolt to the unit of training). `bandpass_hz` is a zero-phase Butterworth of
-    `filter_order` (either edge may be null) and `notch_hz` a zero-phase notch, both over a gap-free segment at the
-    recording's own rate; then polyphase resampling to the `WindowSpec`'s rate; then `normalise` per channel: by the
-    window, by the segment, or not at all. `clip` bounds the normalised values to +-clip.
+    The zero-phase filters run over a gap-free segment at the recording's own rate; polyphase resampling to the
+    `WindowSpec`'s rate follows, then `normalise` and `clip`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scale: float = Field(default=1.0, gt=0)
+    """Multiplies the raw values."""
     bandpass_hz: tuple[float | None, float | None] = (None, None)
+    """Edges of the band in Hz; null leaves an edge open."""
     filter_order: int = Field(default=2, ge=1, le=8)
+    """Order of the Butterworth filter, which runs forwards and backwards."""
     notch_hz: float | None = Field(default=None, gt=0)
+    """Mains frequency to take out."""
     normalise: Literal["window", "segment", "none"] = "window"
+    """Zero mean and unit deviation of each channel over the window or the gap-free segment."""
     clip: float | None = Field(default=None, gt=0)
+    """Bound of the normalised values."""
 
     @model_validator(mode="after")
     def _edges_in_order(self) -> Preprocessing:

@@ -55,3 +55,10 @@ def test_the_table_of_codes_is_current() -> None:
     assert {
         (int(code), code_name, sentence) for code, code_name, sentence in rows if int(code) >= 100 or code_name == "OK"
     } >= {(int(code), code.name, sentence) for code, sentence in SENTENCES.items()}
+
+
+def test_the_configuration_reference_is_current() -> None:
+    from tools.config_reference import reference
+
+    written = (ROOT / "docs" / "reference" / "configs.md").read_text(encoding="utf-8")
+    assert written == reference(), "run: python -m tools.config_reference > docs/reference/configs.md"
