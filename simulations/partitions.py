@@ -136,12 +136,10 @@ def _devices(patients: Sequence[PatientData], config: PartitionConfig) -> list[s
 def _sizes(patients: int, config: PartitionConfig) -> list[int]:
     """Hospitals' sizes by largest remainder; `equal` differs by one at most."""
     if config.kind == "equal":
-        shares = np.ones(config.hospitals, dtype=np.float64)
-    elif config.shares:
-        shares = np.asarray(config.shares, dtype=np.float64)
+        shares = [1.0] * config.hospitals
     else:
-        shares = config.decay ** np.arange(config.hospitals)
-    return _rounded(shares, patients)
+        shares = list(config.shares) or [config.decay**i for i in range(config.hospitals)]
+    return _rounded(np.asarray(shares), patients)
 
 
 def _rounded(shares: NDArray[np.float64], total: int) -> list[int]:
