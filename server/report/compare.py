@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bridge.errors import ConfigError
-from server.record import Metric, RunRecord, read_record
+from server.record import Metric, RunRecord
+from server.report.folder import RunFolder, read_folder
 from server.report.page import fill, write_file
 from server.report.tables import Table
 from server.report.words import (
@@ -26,7 +27,7 @@ from server.report.words import (
 )
 
 _LABELS = frozenset({"seed", "name"})
-"""Keys in which runs of one configuration may differ: repeats of one experiment have their own seed and name."""
+"""First-level keys in which runs of one configuration may differ: repeats of one experiment have their own."""
 
 
 _HEADS = {
@@ -46,8 +47,12 @@ class Run:
     """A run and the short name by which the comparison calls it."""
 
     label: str
-    folder: Path
-    record: RunRecord
+    folder: RunFolder
+
+    @property
+    def record(self) -> RunRecord:
+        """Its run record."""
+        return self.folder.record
 
     def figure(self, predictor: str, metric: str = "balanced_accuracy") -> Metric | None:
         """One figure of one predictor; None where the run has none."""
@@ -83,7 +88,7 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
     deepest = max(len(path.parts) for path in paths)
     while len({path.parts[-depth:] for path in paths}) < len(paths) and depth < deepest:
         depth += 1
-    return [Run("/".join(path.parts[-depth:]), path, read_record(path)) for path in paths]
+    return [Run("/".join(path.parts[-depth:]), read_folder(path)) for path in paths]
 
 
 def shown_predictors(runs: Iterable[Run]) -> list[str]:
@@ -97,7 +102,8 @@ def spreads(runs: Sequence[Run]) -> list[Spread]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if run.record.status == "completed":
-            key = json.dumps([run.record.engine, _without_labels(run.record.config)], sort_keys=True, default=str)
+            configs = [_without_labels(config) for config in (run.record.config, run.folder.simulation)]
+            key = json.dumps([run.record.engine, *configs], sort_keys=True, default=str)
             groups.setdefault(key, []).append(run)
     repeated = [tuple(group) for group in groups.values() if len({run.record.seed for run in group}) > 1]
     return [Spread(group, _figures(group)) for group in repeated]
@@ -112,10 +118,8 @@ def _figures(group: Sequence[Run]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _without_labels(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_labels(inner) for key, inner in value.items() if key not in _LABELS}
-    return [_without_labels(inner) for inner in value] if isinstance(value, list) else value
+def _without_labels(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in _LABELS}
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -131,8 +135,11 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def differences(runs: Sequence[Run]) -> Table:
-    """The configuration keys in which the runs differ, one row a key, one column a run; absent keys are `(none)`."""
-    configs = [flat(run.record.config) for run in runs]
+    """The configuration keys in which the runs differ, one row a key, one column a run; absent keys are `(none)`.
+
+    Keys of the configuration around a simulated job begin with `simulation.`.
+    """
+    configs = [flat(run.record.config) | flat(run.folder.simulation, "simulation.") for run in runs]
     keys = [key for config in configs for key in config]
     rows = []
     for key in dict.fromkeys(keys):

@@ -69,6 +69,7 @@ def remarks(record: RunRecord) -> list[str]:
     baselines = record.evaluation.baselines
     teacher, alone = _balanced(record.evaluation.teacher), _balanced(baselines.get("site_alone"))
     found = [
+        _chance(bridge, _balanced(record.evaluation.chance)),
         _distance(bridge, teacher, "its teacher", "what is lost by giving up the old modality"),
         _distance(bridge, _balanced(baselines.get("centralised")), "all data on one machine", "what federation costs"),
         _distance(bridge, alone, "a hospital alone, on average", "what the hospitals gain by training together"),
@@ -84,9 +85,10 @@ def _balanced(metrics: Metrics | None) -> Metric | None:
 def _distance(bridge: Metric, other: Metric | None, name: str, meaning: str) -> str:
     if other is None:
         return ""
-    points = 100 * (bridge.value - other.value)
+    points = round(100 * (bridge.value - other.value), 1)
     side = "above" if points > 0 else "below"
-    return f"The bridge lies {abs(points):.1f} points {side} {name}: {meaning}. {_touch(bridge, other)}".strip()
+    where = f"lies {abs(points)} points {side}" if points else "is level with"
+    return f"The bridge {where} {name}: {meaning}. {_touch(bridge, other)}".strip()
 
 
 def _touch(one: Metric, other: Metric) -> str:
@@ -94,6 +96,14 @@ def _touch(one: Metric, other: Metric) -> str:
         return ""
     apart = one.low > other.high or other.low > one.high
     return "The two intervals do not touch." if apart else "The two intervals overlap."
+
+
+def _chance(bridge: Metric, chance: Metric | None) -> str:
+    if chance is None or bridge.low is None or bridge.high is None or not bridge.low <= chance.value <= bridge.high:
+        return ""
+    return (
+        f"The bridge's interval ({interval(bridge)}) holds chance ({figure(chance)}): it can't be told from guessing."
+    )
 
 
 def _shuffled(bridge: Metric, shuffled: Metric | None, chance: Metric | None) -> str:

@@ -9,8 +9,9 @@ import yaml
 from markupsafe import Markup
 
 from server.errors import RunFolderError
-from server.record import RunRecord, read_record
+from server.record import RunRecord
 from server.report import charts, tables
+from server.report.folder import RunFolder, read_folder
 from server.report.headline import headline, modality, remarks
 from server.report.page import fill, write_file
 from server.report.windows import ExampleWindow, read_example_windows
@@ -25,22 +26,23 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     The reports of a rotated run's own rotations are rendered too, each in its folder. Raises `RunFolderError` where the
     folder holds no run record or the file can't be written.
     """
-    record = read_record(folder)
-    for name in record.rotations:
-        if (folder / name / "run.json").is_file():
+    run = read_folder(folder)
+    for name, part in run.rotations.items():
+        if isinstance(part, RunRecord):
             write_report(folder / name)
     target = out if out is not None else folder / REPORT_HTML
-    write_file(target, fill("report.html.j2", report_page(folder, record, target)))
+    write_file(target, fill("report.html.j2", report_page(run, target)))
     return target
 
 
-def report_page(folder: Path, record: RunRecord, target: Path) -> dict[str, Any]:
+def report_page(run: RunFolder, target: Path) -> dict[str, Any]:
     """Everything that the template shows. A part that is missing is an empty value here and a sentence there."""
+    record = run.record
     evaluation = record.evaluation
     rows = predictors(evaluation)
     labels = tables.predictor_labels(record)
     selection = record.selection
-    windows, windows_problem = _windows(folder)
+    windows, windows_problem = _windows(run.path)
     return {
         "record": record,
         "old": modality(record, "old"),
@@ -61,11 +63,12 @@ def report_page(folder: Path, record: RunRecord, target: Path) -> dict[str, Any]
         "bytes_chart": charts.bytes_chart(record),
         "outbox": tables.outbox_table(record),
         "models": tables.models_table(record),
-        "rotations": tables.rotations_table(folder, record),
-        "links": _rotation_links(folder, record, target),
+        "rotations": tables.rotations_table(run.rotations),
+        "links": _rotation_links(run, target),
         "windows": windows,
         "windows_problem": windows_problem,
-        "config_text": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True) if record.config else "",
+        "config_text": _yaml(record.config),
+        "simulation_text": _yaml(run.simulation),
         "meta": _meta(record),
         "bounded": any(row.balanced_accuracy and row.balanced_accuracy.low is not None for row in rows.values()),
         "intervals": evaluation.interval.rstrip(".").replace(" %", "\u00a0%"),
@@ -98,7 +101,12 @@ def _tiles(record: RunRecord) -> list[dict[str, str]]:
     }
     found = {name: rows[name].balanced_accuracy for name in names if name in rows}
     return [
-        {"key": name, "label": names[name], "figure": figure(metric), "interval": interval(metric)}
+        {
+            "key": name,
+            "label": names[name],
+            "figure": figure(metric),
+            "interval": "" if name == "chance" else interval(metric),
+        }
         for name, metric in found.items()
         if metric is not None
     ]
@@ -127,8 +135,12 @@ def _windows(folder: Path) -> tuple[list[Markup], str]:
     return [charts.windows_chart(title, each, f"window-{i}") for i, (title, each) in enumerate(moments.items())], ""
 
 
-def _rotation_links(folder: Path, record: RunRecord, target: Path) -> list[tuple[str, str]]:
+def _yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True) if values else ""
+
+
+def _rotation_links(run: RunFolder, target: Path) -> list[tuple[str, str]]:
     """Relative links to the rotations' own reports, where they are beside this one."""
-    if target.resolve().parent != folder.resolve():
+    if target.resolve().parent != run.path.resolve():
         return []
-    return [(name, f"{name}/{REPORT_HTML}") for name in record.rotations if (folder / name / REPORT_HTML).is_file()]
+    return [(name, f"{name}/{REPORT_HTML}") for name, part in run.rotations.items() if isinstance(part, RunRecord)]

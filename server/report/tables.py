@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from server.errors import RunFolderError
-from server.record import Metrics, RunRecord, read_record
+from bridge.messages import ITEMS
+from server.record import Metrics, RunRecord
 from server.report.headline import modality
 from server.report.words import (
     METRIC_NAMES,
@@ -16,7 +15,6 @@ from server.report.words import (
     PREDICTOR_NAMES,
     count,
     figure_over_interval,
-    figure_with_interval,
     in_bytes,
     in_time,
     lost_turns_in_words,
@@ -103,7 +101,7 @@ def outbox_table(record: RunRecord) -> Table:
         totals[row.item] = (times + row.count, size + row.bytes, sites | {row.site}, row.purpose)
     rows = [
         (item, purpose, str(len(sites)), f"{times:,}", in_bytes(size))
-        for item, (times, size, sites, purpose) in totals.items()
+        for item, (times, size, sites, purpose) in sorted(totals.items(), key=lambda entry: _declared(entry[0]))
     ]
     if rows:
         every = list(totals.values())
@@ -114,6 +112,11 @@ def outbox_table(record: RunRecord) -> Table:
     return Table(("Item", "What for", "Sites", "Times", "Bytes"), rows, frozenset({2, 3, 4}), strong)
 
 
+def _declared(item: str) -> int:
+    """Its place in the schema of messages; what is not in there comes last."""
+    return list(ITEMS).index(item) if item in ITEMS else len(ITEMS)
+
+
 def models_table(record: RunRecord) -> Table:
     """The frozen models: what they read, how large they are, where they come from, under which licence."""
     names = {"old_encoder": "Old encoder", "new_encoder": "New encoder", "task_head": "Task head"}
@@ -121,7 +124,7 @@ def models_table(record: RunRecord) -> Table:
         (names.get(name, name), _reads(card), _size(card), _provenance(card), str(card.get("digest", ""))[:16])
         for name, card in record.models.items()
     ]
-    return Table(("Model", "Reads", "Size", "Where it comes from", "Digest"), rows)
+    return Table(("Model", "Reads", "Size", "Where it comes from", "Digest"), rows, fine=frozenset({3}))
 
 
 def _reads(card: Mapping[str, Any]) -> str:
@@ -183,26 +186,23 @@ def _mean(values: Iterable[float]) -> float:
     return sum(numbers) / len(numbers)
 
 
-def rotations_table(folder: Path, record: RunRecord) -> Table:
-    """One row a rotation, read from its own run record; a rotation without one is said."""
-    rows = []
-    for name in record.rotations:
-        try:
-            part = read_record(folder / name)
-        except RunFolderError as error:
-            rows.append((name, f"no record: {error.why or error.what}", "", "", "", ""))
+def rotations_table(rotations: Mapping[str, RunRecord | str]) -> Table:
+    """One row a rotation, from its own run record; a rotation without one is said."""
+    rows: list[tuple[str, ...]] = []
+    for name, part in rotations.items():
+        if isinstance(part, str):
+            rows.append((name, part, "", "", "", ""))
             continue
-        chosen = part.selection
-        bridge, teacher = part.evaluation.bridge, part.evaluation.teacher
+        chosen, bridge, teacher = part.selection, part.evaluation.bridge, part.evaluation.teacher
         rows.append(
             (
                 name,
                 part.status,
                 f"{chosen.input_position} → {chosen.output_position}" if chosen else "–",
                 f"{part.evaluation.patients}" if part.evaluation.patients is not None else "–",
-                figure_with_interval(bridge.balanced_accuracy if bridge else None),
-                figure_with_interval(teacher.balanced_accuracy if teacher else None),
+                figure_over_interval(bridge.balanced_accuracy if bridge else None),
+                figure_over_interval(teacher.balanced_accuracy if teacher else None),
             )
         )
-    heads = ("Rotation", "Status", "Positions", "Test patients", "Bridge, balanced accuracy", "Teacher")
-    return Table(heads, rows, frozenset({3, 4, 5}))
+    heads = ("Rotation", "Status", "Positions", "Test patients", "Bridge", "Teacher")
+    return Table(heads, rows, frozenset({3, 4, 5}), fine=frozenset({4, 5}))

@@ -225,7 +225,7 @@ def silent() -> dict[str, Any]:
 
 def rotated(folder: Path) -> None:
     """A rotated run of three rotations, the last of which left no record."""
-    top = completed() | {"selection": None, "bridge": None, "rounds": [], "sites": [], "outbox": []}
+    top = completed() | {"selection": None, "bridge": None, "rounds": [], "sites": [], "outbox": [], "models": {}}
     write_run(folder, top | {"name": "rotated", "rotations": ["rotation-0", "rotation-1", "rotation-2"]})
     for index in range(2):
         write_run(folder / f"rotation-{index}", completed(index))

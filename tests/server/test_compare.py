@@ -50,6 +50,20 @@ def test_another_engine_or_a_figure_that_one_run_lacks_is_no_repeat(tmp_path: Pa
     assert "bridge" in spread.figures
 
 
+def test_another_cohort_or_split_is_no_repeat(tmp_path: Path) -> None:
+    folders = [runs.write_run(tmp_path / str(seed), runs.completed(seed)) for seed in range(3)]
+    for folder, split_seed in zip(folders, (5, 5, 6), strict=True):
+        text = f"seed: {folder.name}\nsplit:\n  seed: {split_seed}\n"
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+    loaded = load_runs(folders)
+    (spread,) = spreads(loaded)
+    assert [run.label for run in spread.runs] == ["0", "1"]
+    assert differences(loaded).rows[-2:] == [
+        ("simulation.seed", "0", "1", "2"),
+        ("simulation.split.seed", "5", "5", "6"),
+    ]
+
+
 def test_the_same_seed_twice_is_no_spread(tmp_path: Path) -> None:
     twice = [runs.write_run(tmp_path / name, runs.completed(0)) for name in ("a", "b")]
     assert spreads(load_runs(twice)) == []

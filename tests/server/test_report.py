@@ -169,6 +169,8 @@ def test_a_rotated_run_lists_its_rotations(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path))
     assert "pools these 3 runs" in page.text
     assert "rotation-2 no record: No such file or directory" in page.text
+    assert "PPG takes the place of ECG" in page.text  # the models are those of the rotations
+    assert "12.3 MB" in page.text  # and so is what left the sites: 2 x 6.15 MB
     inner = [link for link in page.links if not link.startswith("#")]
     assert inner == ["rotation-0/report.html", "rotation-1/report.html"]
     assert all((tmp_path / link).is_file() for link in inner)
@@ -184,6 +186,14 @@ def test_texts_of_a_run_can_not_become_markup(tmp_path: Path) -> None:
     page = render(tmp_path, record)
     assert "script" not in page.tags
     assert page.text.count('<script>alert("1")</script>') >= 4
+
+
+def test_the_configuration_around_a_simulated_job_is_shown(tmp_path: Path) -> None:
+    folder = runs.write_run(tmp_path, runs.completed())
+    (folder / "config.yaml").write_text("partition:\n  kind: dirichlet\n", encoding="utf-8")
+    assert "The simulation around it partition: kind: dirichlet" in Page(write_report(folder)).text
+    (folder / "config.yaml").write_text("partition: [", encoding="utf-8")
+    assert "The simulation around it" not in Page(write_report(folder)).text
 
 
 def test_wrong_example_windows_are_said_and_do_not_stop_the_report(tmp_path: Path) -> None:
@@ -238,6 +248,14 @@ def test_remarks_compare_in_points_and_intervals() -> None:
         "The bridge lies 0.7 points below all data on one machine: what federation costs. The two intervals overlap.",
     )
     assert remarks(RunRecord.model_validate(runs.completed())) == [teacher, centralised, alone, shuffled]
+
+
+def test_a_bridge_at_chance_is_said_to_be_at_chance() -> None:
+    record = runs.completed()
+    record["evaluation"] |= {"bridge": runs.metrics(0.35, 0.04), "teacher": runs.metrics(0.35, 0.05)}
+    first, second = remarks(RunRecord.model_validate(record))[:2]
+    assert first == "The bridge's interval (0.31 to 0.39) holds chance (0.33): it can't be told from guessing."
+    assert second.startswith("The bridge is level with its teacher")
 
 
 def test_shuffled_pairs_off_chance_are_called_out() -> None:
