@@ -7,7 +7,7 @@ follows depends on who answered first.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -36,13 +36,18 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of every site in one exchange. `phase` is its name for people: `probe`, `round 3`."""
+    """What is asked of every site in one exchange.
+
+    `phase` is its name for people: `probe`, `round 3`. `check` may refuse, with `ReplyError`, an answer that fits the
+    schema.
+    """
 
     phase: str
     message: str
     expected: Expected
     config: Mapping[str, int | str] = field(default_factory=dict)
     arrays: Arrays | None = None
+    check: Callable[[Answer], None] | None = None
 
 
 @dataclass
@@ -118,6 +123,8 @@ class Exchange:
             answer = read_reply(reply, question.expected)
             if "weight" in answer.values:
                 check_weight(answer, self.job.sites.weight(site))
+            if question.check is not None:
+                question.check(answer)
         except ReplyError as error:
             self.book.count(site, REFUSED, sum(content_bytes(reply) for reply in replies))
             self._lose(site, question.phase, BAD_REPLY, answers, str(error))

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge.cka import scores_from_similarity_moments
-from bridge.errors import SelectionError
 from bridge.job import Job
 from bridge.messages import PROBE, SIMILARITY
 from bridge.probe import scores_from_moments
@@ -21,6 +20,7 @@ from bridge.selection import choose_position
 from server.events import Event, EventLog
 from server.exchange import Exchange, Question
 from server.models import FrozenModels
+from server.moments import check_probe_moments, check_similarity_moments
 from server.record import PositionScores, SelectionRecord
 from server.replies import Expected
 
@@ -29,13 +29,14 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class _Stage:
-    """One of the two scans: the message, the item of each mode, and how summed moments become scores."""
+    """One of the two scans: the message, the item of each mode, and how moments are checked and become scores."""
 
     phase: Event
     message: str
     scores_item: str
     moments_item: str
     from_moments: Callable[[Scores], Scores]
+    check_moments: Callable[[Scores], None]
 
 
 def select(exchange: Exchange, job: Job, models: FrozenModels, log: EventLog) -> SelectionRecord:
@@ -46,9 +47,23 @@ def select(exchange: Exchange, job: Job, models: FrozenModels, log: EventLog) ->
     """
     if job.selection.mode == "fixed":
         return _fixed(job, models)
-    probe = _Stage("probe", PROBE, "probe_scores", "probe_moments", lambda sums: _probe_scores(sums, job, models))
+    widths, classes = [width for _, width in models.new_encoder.layouts_out], len(models.task_head.classes)
+    folds, ridge = job.selection.folds, job.selection.ridge
+    probe = _Stage(
+        "probe",
+        PROBE,
+        "probe_scores",
+        "probe_moments",
+        lambda sums: scores_from_moments(sums, widths, classes, folds, ridge),
+        lambda moments: check_probe_moments(moments, widths, classes, folds),
+    )
     similarity = _Stage(
-        "similarity", SIMILARITY, "similarity_scores", "similarity_moments", scores_from_similarity_moments
+        "similarity",
+        SIMILARITY,
+        "similarity_scores",
+        "similarity_moments",
+        scores_from_similarity_moments,
+        check_similarity_moments,
     )
     m, probe_scores = _scan(exchange, job, models, probe, {}, log)
     l, similarity_scores = _scan(exchange, job, models, similarity, {"input-position": m}, log)  # noqa: E741
@@ -77,7 +92,8 @@ def _scan(
     item = stage.moments_item if moments else stage.scores_item
     log.emit(stage.phase, state="started", sites=len(exchange.roster))
     expected = Expected((item,), dimensions=models.dimensions(job))
-    answers = exchange.ask_enough(Question(stage.phase, stage.message, expected, config))
+    check = (lambda answer: stage.check_moments(answer.values[item])) if moments else None
+    answers = exchange.ask_enough(Question(stage.phase, stage.message, expected, config, check=check))
     per_site = {site: np.asarray(answer.values[item], np.float64) for site, answer in answers.good.items()}
     if moments:
         aggregate = stage.from_moments(np.sum(list(per_site.values()), axis=0))
@@ -94,14 +110,3 @@ def weighted_mean(values: Mapping[str, Scores], weights: Mapping[str, float]) ->
     names = sorted(values)
     total = np.sum([weights[name] * values[name] for name in names], axis=0) / sum(weights[name] for name in names)
     return np.asarray(total, np.float64)
-
-
-def _probe_scores(sums: Scores, job: Job, models: FrozenModels) -> Scores:
-    widths = [width for _, width in models.new_encoder.layouts_out]
-    classes = len(models.task_head.classes)
-    try:
-        return scores_from_moments(sums, widths, classes, job.selection.folds, job.selection.ridge)
-    except np.linalg.LinAlgError as error:
-        raise SelectionError(
-            "the sites' probe moments give no scores", why="their sum is not that of any windows", fix="see log.jsonl"
-        ) from error

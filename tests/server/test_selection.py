@@ -14,6 +14,7 @@ from bridge.errors import PositionError, SelectionError
 from bridge.messages import moments_length
 from bridge.probe import probe_moments
 from server.errors import RunError
+from server.moments import check_probe_moments, check_similarity_moments
 from server.record import SelectionRecord, read_record
 from tests.bridge.reference import block_cka, ridge_score
 from tests.server.conftest import Models
@@ -124,17 +125,75 @@ def test_moments_give_what_one_machine_with_all_data_would(models: Models, tmp_p
         assert score == pytest.approx(block_cka(pairs), abs=1e-6)
 
 
-def test_a_site_that_refuses_moments_loses_its_turn(models: Models, tmp_path: Path) -> None:
+def with_moments(folds: int = 5, windows: int = 80) -> list[Site]:
     members = [Site(name) for name in NAMES]
     for site in members:
-        raw = raw_site(site.name, 80)
-        moments = probe_moments(raw["new"], raw["labels"], raw["patients"], CLASSES, 5, "key")
+        raw = raw_site(site.name, windows)
+        moments = probe_moments(raw["new"], raw["labels"], raw["patients"], CLASSES, folds, "key")
         site.moments = (moments, lambda m, raw=raw: similarity_moments(raw["new"][m], raw["old"]))
+    return members
+
+
+def test_a_site_that_refuses_moments_loses_its_turn(models: Models, tmp_path: Path) -> None:
+    members = with_moments()
     members[0].wrong["query.probe"] = lambda *_: Error(code=103, reason="")
     members[1].wrong["query.similarity"] = lambda *_: arrays_of({"similarity_scores": np.zeros(POSITIONS_OLD)})
     run(models, tmp_path, members, selection={"mode": "moments"})
     lost = {site.site: site.lost_turns for site in read_record(tmp_path).sites}
     assert lost == {"alpha": ["probe: POLICY_FORBIDS"], "beta": ["similarity: BAD_REPLY"], "gamma": []}
+
+
+def at(index: int, value: float) -> Any:
+    """A site whose moments are honest but for one number."""
+
+    def behave(site: Site, message: Any, honest: Any) -> Any:
+        ((name, array),) = honest.array_records["arrays"].items()
+        values = array.numpy()
+        values.flat[index] = value
+        return arrays_of({name: values})
+
+    return behave
+
+
+CORNER = 17 * 18 // 2
+HOSTILE = {
+    "probe: numbers that overflow": ("query.probe", at(3, 1e300)),
+    "probe: a negative square": ("query.probe", at(0, -5.0)),
+    "probe: a negative direction": ("query.probe", at(1, 1e6)),
+    "probe: windows that nobody has": ("query.probe", at(CORNER - 1, 1e9)),
+    "probe: a negative count": ("query.probe", at(CORNER + 17 * CLASSES - 1, -1e9)),
+    "similarity: numbers that overflow": ("query.similarity", at(0, -1e300)),
+    "similarity: negative squares": ("query.similarity", at(1, -1.0)),
+    "similarity: more than alike": ("query.similarity", at(3, 1e9)),
+}
+
+
+@pytest.mark.parametrize(("phase", "bad"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_moments_of_no_possible_windows_cost_the_site_its_turn(
+    models: Models, tmp_path: Path, phase: str, bad: Any
+) -> None:
+    results = []
+    for name, behave in (("hostile", bad), ("silent", lambda *_: None)):
+        members = with_moments()
+        members[1].wrong[phase] = behave
+        results.append(run(models, tmp_path / name, members, selection={"mode": "moments"}))
+    assert results[0] == results[1]
+    lost = {site.site: site.lost_turns for site in read_record(tmp_path / "hostile").sites}
+    assert lost == {"alpha": [], "beta": [f"{phase.removeprefix('query.')}: BAD_REPLY"], "gamma": []}
+
+
+def test_honest_moments_are_never_refused() -> None:
+    """Few windows, empty folds, constant and huge features: all of them are sums of windows."""
+    for seed in range(30):
+        source = np.random.default_rng(seed)
+        windows, width = int(source.integers(4, 60)), int(source.integers(1, 40))
+        new = [10.0 ** source.integers(-4, 5) * source.normal(size=(windows, width)) for _ in range(2)]
+        new += [np.full((windows, width), 3.0), np.zeros((windows, width)), 1e4 + source.normal(size=(windows, width))]
+        patients = np.array([f"p{i // 5}" for i in range(windows)])
+        labels = source.integers(0, 2, windows)
+        moments = probe_moments(new, labels, patients, 2, 5, "key")
+        check_probe_moments(moments, [width] * 5, 2, 5)
+        check_similarity_moments(similarity_moments(new[0], new))
 
 
 def test_moments_of_no_windows_stop_the_run_with_a_reason(models: Models, tmp_path: Path) -> None:
