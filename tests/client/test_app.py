@@ -152,6 +152,29 @@ def test_the_same_request_gives_the_same_bits(small: Small) -> None:
         assert not np.array_equal(one, other.content["arrays"][name].numpy())
 
 
+_FRESH = """
+import sys
+from pathlib import Path
+import numpy as np
+from tests.client.sites import ask, build_job, start_arrays, train_config
+site, models, out = map(Path, sys.argv[1:])
+content = ask(site, build_job(models), "train", train_config(2), start_arrays()).content["arrays"]
+np.savez(out, **{name: content[name].numpy() for name in content})
+"""
+
+
+def test_a_fresh_process_without_a_cache_gives_the_same_bits(small: Small, tmp_path: Path) -> None:
+    here = ask(small.site, build_job(small.models), "train", train_config(2), start_arrays()).content["arrays"]
+    site, out = tmp_path / "alpha", tmp_path / "update.npz"
+    shutil.copytree(small.site, site, ignore=shutil.ignore_patterns("cache", "audit*"))
+    command = [sys.executable, "-c", _FRESH, str(site), str(small.models), str(out)]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+    with np.load(out) as there:
+        assert set(there) == set(here)
+        for name in here:
+            np.testing.assert_array_equal(there[name], here[name].numpy())
+
+
 def test_a_site_without_a_policy_trains_and_keeps_its_loss(small: Small, tmp_path: Path) -> None:
     site = build_site(tmp_path / "s", "beta", models=small.models)
     reply = ask(site, build_job(small.models), "train", train_config(), start_arrays())
@@ -321,6 +344,14 @@ def test_an_audit_log_that_was_tampered_with_shuts_the_door(small: Small, tmp_pa
     (site / "audit.jsonl").write_text("")
     assert code(small, "query.probe", site=site) == ReasonCode.STORAGE
     assert code(small, "train", site=site) == ReasonCode.STORAGE
+
+
+def test_a_full_disk_under_the_audit_log_lets_nothing_out(small: Small, tmp_path: Path) -> None:
+    site = build_site(tmp_path / "s", "beta", models=small.models)
+    (site / "audit.jsonl").symlink_to("/dev/full")  # every write fails with ENOSPC, as on a full disk
+    for kind in ("query.describe", "query.probe", "train"):
+        assert code(small, kind, site=site) == ReasonCode.STORAGE
+    assert "No space left on device" in (site / "site.log").read_text()
 
 
 def test_a_message_that_takes_too_long_gives_nothing(small: Small, tmp_path: Path) -> None:
