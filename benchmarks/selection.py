@@ -1,0 +1,108 @@
+"""Selection of both positions: one tapped pass of each network against both networks run again for every position.
+
+    python -m benchmarks.selection
+
+Both variants compute the same scores with the same statistics (checked); what differs is how they come to the features.
+The naive one is what a first version does: a forward hook at one position, the whole network run, and so for each
+position.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.setting import CLASSES, HEADER, Setting, in_child, load, measure, prepare, row
+from bridge.cka import similarity_scores
+from bridge.probe import probe_scores
+from bridge.selection import choose_position
+
+BATCH, FOLDS, GOAL = 64, 5, 4.0
+
+
+def hooked(network: nn.Module, block: nn.Module, x: Tensor, *, side: str) -> tuple[Tensor, Tensor]:
+    """Run the whole network over all windows; the pooled input or output of one block, and the final tokens pooled."""
+    seen: list[Tensor] = []
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((inputs[0] if side == "in" else output).mean(dim=1))
+
+    handle = block.register_forward_hook(hook)
+    final = torch.cat([network(part).mean(dim=1) for part in x.split(BATCH)])
+    handle.remove()
+    return torch.cat(seen), final
+
+
+def naive(s: Setting) -> tuple[Any, Any]:
+    scores = []
+    for i in range(s.new_encoder.positions):
+        features, _ = hooked(s.new_encoder, s.new_encoder.blocks[i], s.new, side="out")
+        _, final = hooked(s.old_encoder, s.old_encoder.blocks[-1], s.old, side="out")
+        labels = s.head(final).argmax(dim=1).numpy()
+        scores.append(probe_scores([features.numpy()], labels, s.patients, CLASSES, FOLDS, "key")[0])
+    m = choose_position(scores)
+    similarities = []
+    for i in range(s.old_encoder.positions):
+        chosen, _ = hooked(s.new_encoder, s.new_encoder.blocks[m], s.new, side="out")
+        inputs, _ = hooked(s.old_encoder, s.old_encoder.blocks[i], s.old, side="in")
+        similarities.append(similarity_scores(chosen.numpy(), [inputs.numpy()])[0])
+    return np.array(scores), np.array(similarities)
+
+
+def ours(s: Setting) -> tuple[Any, Any]:
+    new = [s.new_encoder.taps(part).outputs for part in s.new.split(BATCH)]
+    old, logits = [], []
+    for part in s.old.split(BATCH):
+        taps = s.old_encoder.taps(part)
+        old.append(taps.inputs)
+        logits.append(s.head(taps.tokens.mean(dim=1)))
+    features, inputs = ([torch.cat(each).numpy() for each in zip(*side, strict=True)] for side in (new, old))
+    labels = torch.cat(logits).argmax(dim=1).numpy()
+    scores = probe_scores(features, labels, s.patients, CLASSES, FOLDS, "key")
+    return scores, similarity_scores(features[choose_position(scores)], inputs)
+
+
+VARIANTS = {"naive": naive, "ours": ours}
+
+
+def child(variant: str, folder: Path, repeats: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    setting = load(folder)
+    with torch.no_grad():
+        figures, (scores, similarities) = measure(lambda: VARIANTS[variant](setting), repeats)
+    return figures | {"scores": list(scores), "similarities": list(similarities)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--patients", type=int, default=50, help="patients of the site (default 50)")
+    parser.add_argument("--windows", type=int, default=16, help="windows of each (default 16, a job's default)")
+    parser.add_argument("--repeats", type=int, default=2, help="timed repeats, the best counts (default 2)")
+    parser.add_argument("--child", choices=sorted(VARIANTS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(child(options.child, options.folder, options.repeats)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        prepare(Path(name), options.patients, options.windows)
+        common = ("--folder", name, "--repeats", str(options.repeats))
+        first, second = (in_child("benchmarks.selection", "--child", each, *common) for each in ("naive", "ours"))
+    for key in ("scores", "similarities"):
+        np.testing.assert_allclose(first[key], second[key], rtol=0, atol=5e-3, err_msg=f"the variants differ in {key}")
+    print(f"Selection, {options.patients} patients x {options.windows} windows of 10 s, 5 + 5 positions, one thread")
+    print(HEADER)
+    print(row("a pass for every position", first, second))
+    print(row("fedbridge: one tapped pass", second, second))
+    print(f"goal: at least {GOAL:g} x")
+
+
+if __name__ == "__main__":
+    main()
