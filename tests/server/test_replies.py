@@ -274,6 +274,31 @@ def test_offline_sites_are_not_waited_for(models: Models, tmp_path: Path) -> Non
     assert grid.timeouts == [5.0] * len(grid.timeouts)
 
 
+def test_a_round_waits_for_sites_that_come_back(models: Models, tmp_path: Path) -> None:
+    members = [Site(name) for name in NAMES]
+    grid = WireGrid(members)
+    honest_ids = grid.get_node_ids
+
+    def away_for_a_while() -> Any:
+        if grid.polls == back[0]:
+            grid.offline.clear()
+        return honest_ids()
+
+    def vanish(site: Site, message: Any, honest: RecordDict) -> RecordDict:
+        grid.offline.add(1001)
+        back.append(grid.polls + 4)
+        back.pop(0)
+        return honest
+
+    back = [-1]
+    grid.get_node_ids = away_for_a_while  # type: ignore[method-assign]
+    members[1].wrong["train 1"] = vanish
+    run_server(grid, tmp_path, models.folder, models.job(sites={**SITES, "minimum": 3}))
+    record = read_record(tmp_path)
+    assert [each.sites for each in record.rounds] == [list(NAMES)] * 3
+    assert record.sites[1].lost_turns == ["round 2: OFFLINE"]
+
+
 DIMENSIONS = Dimensions(3, 4, 3, 2, 4, 16, 6, 8, 100)
 TRAIN = Expected(("update.A", "update.B", "update.P", "weight"), ("train_loss",), DIMENSIONS)
 NUMBERS = st.floats(width=32) | st.integers(-(2**31), 2**31)
@@ -294,7 +319,7 @@ RECORDS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.sampled_from(["arrays", "metrics", "config", "other"]), RECORDS, max_size=4))
 def test_no_reply_raises_anything_but_a_refusal(records: dict[str, Any]) -> None:
     WireGrid([])

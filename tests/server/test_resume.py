@@ -49,7 +49,7 @@ def comparable(folder: Path) -> dict[str, Any]:
     return {k: record[k] for k in ("selection", "bridge", "evaluation", "status", "error")} | {"rounds": rounds}
 
 
-CUTS = ["query.describe", "query.probe", "query.similarity", "train 1", "train 2", "train 5", "evaluate 5"]
+CUTS = ["query.describe", "query.probe", "query.similarity", "train 1", "train 2", "train 5", "evaluate test"]
 JOBS: list[dict[str, Any]] = [
     {"strategy": {"name": "FedAdam"}},
     {"strategy": {"name": "FedYogi"}, "train": {"rounds": ROUNDS, "keep": "best"}},
@@ -71,16 +71,15 @@ def test_resumed_equals_unbroken(models: Models, tmp_path: Path, changes: dict[s
         assert all(np.array_equal(bridge(folder)[key], bridge(tmp_path / "whole")[key]) for key in "ABP")
         assert comparable(folder) == comparable(tmp_path / "whole")
         asked = [config["round"] for kind, config in next(iter(members.sites.values())).seen if kind == "train"]
-        # Where the best is kept, round 5 counts only once it was evaluated.
-        first = {"train": int(cut[-1]) if cut[-1].isdigit() else 1, "evaluate": 5 if "keep" in str(changes) else 6}
-        assert asked == list(range(first.get(cut.split()[0], 1), ROUNDS + 1))
+        first = int(cut[-1]) if cut[-1].isdigit() else ROUNDS + 1 if cut == "evaluate test" else 1
+        assert asked == list(range(first, ROUNDS + 1))
         assert next(iter(members.sites.values())).seen[0][0] == "query.describe"
 
 
 def test_many_cuts_in_one_run(models: Models, tmp_path: Path) -> None:
     text = job(models, strategy={"name": "FedAdam"})
     run_server(grid(), tmp_path / "whole", models.folder, text)
-    cuts = ["train 1", "train 2", "train 2", "train 4", "train 5", "evaluate 5"]
+    cuts = ["train 1", "train 2", "train 2", "train 4", "train 5", "evaluate test"]
     for i, cut in enumerate(cuts):
         with pytest.raises(Crash):
             run_server(grid(cut), tmp_path / "cut", models.folder, text, resume=i > 0)
@@ -242,12 +241,17 @@ def test_killed_at_random_moments(models: Models, tmp_path: Path) -> None:
     run_server(grid(), tmp_path / "whole", models.folder, job(models, strategy={"name": "FedAdam"}))
     wanted = bridge(tmp_path / "whole")
     chance, context, kills = random.Random(0), multiprocessing.get_context("fork"), 0
-    for trial in range(40):
+    started = time.monotonic()
+    process = context.Process(target=child, args=(models, tmp_path / "timed", False))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    unbroken = time.monotonic() - started
+    for trial in range(30):
         folder = tmp_path / str(trial)
-        started = time.monotonic()
         process = context.Process(target=child, args=(models, folder, False))
         process.start()
-        time.sleep(chance.uniform(0.01, 0.25))
+        time.sleep(chance.uniform(0, unbroken))
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join(30)
@@ -257,5 +261,4 @@ def test_killed_at_random_moments(models: Models, tmp_path: Path) -> None:
             assert all(np.array_equal(bridge(folder)[key], wanted[key]) for key in "ABP")
             assert [each.round for each in read_record(folder).rounds] == list(range(1, ROUNDS + 1))
             assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
-        assert time.monotonic() - started < 60
-    assert kills >= 20
+    assert kills >= 10

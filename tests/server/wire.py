@@ -160,9 +160,9 @@ class WireGrid(Grid):
 
     def _stop_where_asked(self, message: Message) -> None:
         config = message.content.config_records["config"]
-        name = f"{message.metadata.message_type} {config.get('round', '')}".strip()
-        if self.stop_at in (name, message.metadata.message_type):
-            raise Crash(name)
+        kind = message.metadata.message_type
+        if self.stop_at in (kind, f"{kind} {config.get('round')}", f"{kind} {config.get('split')}"):
+            raise Crash(self.stop_at)
 
     def _replies(self, message: Message) -> list[Message]:
         arrived = over_the_wire(message)
