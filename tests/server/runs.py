@@ -228,7 +228,9 @@ def rotated(folder: Path) -> None:
     top = completed() | {"selection": None, "bridge": None, "rounds": [], "sites": [], "outbox": [], "models": {}}
     write_run(folder, top | {"name": "rotated", "rotations": ["rotation-0", "rotation-1", "rotation-2"]})
     for index in range(2):
-        write_run(folder / f"rotation-{index}", completed(index))
+        part = completed(index) | {"rounds": []}
+        part["evaluation"] |= {"groups": {}, "confusion": {}}
+        write_run(folder / f"rotation-{index}", part)
 
 
 def write_run(folder: Path, record: dict[str, Any]) -> Path:
