@@ -15,7 +15,7 @@ from client.errors import SiteError
 from client.labels import LabelSource
 from client.readers.base import Recording
 from client.site import Role
-from client.windowing import chosen_signal, cut
+from client.windowing import chosen_signal, cut, nearest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +89,7 @@ def _draw_row(findings: Findings, row: _Row, axes: Sequence[Axes]) -> None:
     seconds = findings.site.file.window.seconds
     for (role, form), axis in zip(findings.formats.items(), axes, strict=True):
         signal = chosen_signal(recording, findings.site.file.section(role), form.window)
-        first = round((row.start - signal.start_seconds) * signal.rate_hz)
+        first = nearest((row.start - signal.start_seconds) * signal.rate_hz)
         raw = signal.data[:_CHANNELS, max(0, first) : first + round(seconds * signal.rate_hz)]
         _plot(axis, _scaled(raw), seconds, signal.channels, _BAD if row.reason else _RAW)
         if not row.reason:

@@ -8,6 +8,7 @@ that is asked, and clips. Filters never see a gap: a run has none.
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ def resample(values: Floats, rate_hz: float, target_hz: float) -> Floats:
     return np.asarray(sps.resample_poly(values, ratio.numerator, ratio.denominator, axis=-1), dtype=np.float64)
 
 
+@lru_cache(maxsize=64)
 def filters(rate_hz: float, steps: Preprocessing) -> list[Floats]:
     """Second-order sections of the band-pass and the notch, in the order in which they are applied."""
     low, high = steps.bandpass_hz

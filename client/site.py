@@ -253,7 +253,7 @@ class Site:
     @property
     def policy_path(self) -> Path | None:
         """The policy, or None for the strictest defaults."""
-        return self.resolve(self.file.policy) if self.file.policy is not None else None
+        return None if self.file.policy is None else self.resolve(self.file.policy)
 
     @property
     def audit_path(self) -> Path:
@@ -367,13 +367,10 @@ class Site:
             why = f"it reads the channel(s) {', '.join(missing)}; the site file lists {', '.join(section.channels)}"
         elif abs(window.seconds - self.file.window.seconds) > 1e-6 * window.seconds:
             why = f"it reads windows of {window.seconds:g} s, the site file cuts {self.file.window.seconds:g} s"
-        if why:
-            raise ModelsError(
-                f"the {role} encoder does not fit the recordings of '{self.name}'",
-                why=why,
-                fix="correct the site file, or use the models of this study",
-            )
-        return card
+        if not why:
+            return card
+        what = f"the {role} encoder does not fit the recordings of '{self.name}'"
+        raise ModelsError(what, why=why, fix="correct the site file, or use the models of this study")
 
 
 def open_site(path: Path) -> Site:

@@ -7,6 +7,7 @@ judged and preprocessed on its own, so a new window is the same to the last bit 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -204,8 +205,8 @@ class _Part:
     def reason(self, start: float, seconds: float, quality: QualitySection) -> str:
         """Why the window can't be used, or an empty text."""
         rate = self.signal.rate_hz
-        first = round((start - self.signal.start_seconds) * rate)
-        last = first + round(seconds * rate)
+        first = nearest((start - self.signal.start_seconds) * rate)
+        last = first + math.floor(seconds * rate + _SLACK)
         if first < 0 or last > self.signal.data.shape[1]:
             return "missing"
         if self.signal.masked is not None and self.signal.masked[first:last].any():
@@ -224,14 +225,22 @@ class _Part:
     def _run_of(self, start: float, steps: Preprocessing) -> tuple[NDArray[np.float64], int]:
         """The prepared run that holds a window, and the window's first sample in it, to the nearest sample."""
         rate, window = self.signal.rate_hz, self.form.window
-        first = round((start - self.signal.start_seconds) * rate)
+        first = nearest((start - self.signal.start_seconds) * rate)
         index = next(i for i, (begin, end) in enumerate(self.runs) if begin <= first < end)
         begin, end = self.runs[index]
         if index not in self._prepared:
-            self._prepared[index] = prepare_run(self.signal.data[:, begin:end], rate, window.rate_hz, steps)
+            run = prepare_run(self.signal.data[:, begin:end], rate, window.rate_hz, steps)
+            # A run of just one window may lack the part of a sample that its own rate can't express.
+            short = max(0, window.samples - run.shape[1])
+            self._prepared[index] = np.pad(run, ((0, 0), (0, short)), mode="edge")
         run = self._prepared[index]
-        offset = round((start - self.signal.start_seconds - begin / rate) * window.rate_hz)
+        offset = nearest((start - self.signal.start_seconds - begin / rate) * window.rate_hz)
         return run, min(max(offset, 0), run.shape[1] - window.samples)
+
+
+def nearest(samples: float) -> int:
+    """The nearest sample; halves go up, so that shifting by whole samples never changes the rounding."""
+    return math.floor(samples + 0.5)
 
 
 def gap_free_runs(signal: Signal, segments: Iterable[tuple[float, float]]) -> list[tuple[int, int]]:
@@ -241,8 +250,8 @@ def gap_free_runs(signal: Signal, segments: Iterable[tuple[float, float]]) -> li
         usable = usable & ~signal.masked
     runs: list[tuple[int, int]] = []
     for start, end in segments:
-        first = max(0, round((start - signal.start_seconds) * signal.rate_hz))
-        last = min(len(usable), round((end - signal.start_seconds) * signal.rate_hz))
+        first = max(0, nearest((start - signal.start_seconds) * signal.rate_hz))
+        last = min(len(usable), nearest((end - signal.start_seconds) * signal.rate_hz))
         inside = np.concatenate([[False], usable[first:last], [False]]).astype(np.int8)
         edges = np.flatnonzero(np.diff(inside))
         runs += [(first + int(begin), first + int(stop)) for begin, stop in zip(edges[::2], edges[1::2], strict=True)]

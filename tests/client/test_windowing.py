@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.windows import Preprocessing
+from bridge.windows import Preprocessing, WindowSpec
 from client.errors import NoWindowsError, RecordingError, SiteFileError
 from client.labels import LabelSource, label_windows, read_label_csv
 from client.quality import judge
 from client.readers.base import LabelTrack, Recording, Signal
-from client.site import LabelsSection, QualitySection, Site, open_site, write_site_file
+from client.site import InputFormat, LabelsSection, QualitySection, Site, open_site, write_site_file
 from client.windowing import cut, windows_of
 
-from .files import formats, noise, recording, site_file, write_npz
+from .files import PLAIN, formats, noise, recording, site_file, write_npz
 
 NO_LABELS = LabelSource("none", {})
 FILTERED = Preprocessing(bandpass_hz=(0.5, 15.0))
@@ -96,6 +96,39 @@ def test_accepted_windows_are_exactly_the_clean_ones(gaps: list, edges: list, st
     assert np.allclose(found.starts, expected)
     assert np.isfinite(found.signals["old"]).all()
     assert len(found.rejections) == found.rejected["ECG nan"] + found.rejected["short segment"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rate=st.sampled_from([32.0, 50.0, 64.0, 100.0, 128.0]),
+    target=st.sampled_from([40, 64, 100, 256]),
+    samples=st.integers(60, 150),
+    begin=st.floats(0, 2),
+    gap=st.integers(0, 400),
+)
+def test_windows_that_are_no_whole_number_of_samples_are_cut_whole(
+    rate: float, target: int, samples: int, begin: float, gap: int
+) -> None:
+    """Segments of exactly one window at odd places: each is cut, or rejected, never half."""
+    seconds = samples / target
+    data = ramp(14, rate)
+    data[:, gap] = np.nan
+    signal = Signal(data, rate, ("I",))
+    edges = [begin, begin + seconds, begin + 2 * seconds, begin + 3 * seconds]
+    file = site_file(
+        window={"seconds": seconds, "step_seconds": seconds},
+        old={"modality": "ECG", "channels": ["I"], "rate_hz": rate},
+    )
+    spec = WindowSpec(modality="ECG", channels=("I",), rate_hz=target, samples=samples)
+    found = cut(
+        Recording("p", "r", {"ECG": signal}, tuple(pairwise(edges))),
+        file, {"old": InputFormat(window=spec, preprocessing=PLAIN)}, NO_LABELS,
+    )  # fmt: skip
+    assert len(found.starts) + len(found.rejections) == 3
+    assert len(found.starts) >= 2
+    middle = found.signals["old"][:, 0, samples // 2] - found.starts
+    # half a sample on each side of the raw and of the new grid, and the ripple of resampling a ramp's ends
+    assert np.abs(middle - samples // 2 / target).max() < 0.5 / rate + 0.5 / target + 0.15
 
 
 def test_a_filter_sees_nothing_across_a_gap() -> None:
