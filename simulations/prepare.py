@@ -16,7 +16,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -24,6 +24,7 @@ import yaml
 from bridge.config import load_model
 from bridge.encoders.cards import EncoderCard, HeadCard, read_card
 from bridge.job import Job, Models, job_text
+from client.errors import NoWindowsError
 from client.policy import Policy
 from client.policy import template as policy_template
 from client.site import (
@@ -73,6 +74,7 @@ def prepare(
     with _whole_or_not(out) as folder:
         _write_text(folder / CONFIG, config.text())
         _train(source, split, config, folder, progress)
+        _write_examples(source, split, folder, made_up=config.data.source == "builtin")
         _write_sites(source, dealt, config, folder, copy, progress)
         _write_texts(config, folder, out, len(dealt))
     return out
@@ -148,10 +150,7 @@ def _public_windows(
     from client.windowing import windows_of
 
     is_old = role == "old"
-    place = folder / f".public-{role}"
     members = _members(source, patients)
-    _write_recordings(place / "recordings", members, copy=False)
-    _write_labels(place / "labels.csv", members if is_old else [])
     file = SiteFile(
         site=f"public-{role}",
         old=_signal(source, "old") if is_old else None,
@@ -162,17 +161,46 @@ def _public_windows(
     )
     spec = encoder.spec(source.old if is_old else source.new, source.window_seconds)
     form = InputFormat(window=spec, preprocessing=encoder.preprocessing)
-    site = Site(place / "site.yaml", file)
-    try:
+    with _public_site(folder, file, members) as site:
         if is_old:
             windows = windows_of(site, "pair", ("old",), {"old": form})
         else:
             windows = windows_of(site, "pair", ("new",), {"new": form})
-    finally:
-        shutil.rmtree(place)
     x = windows.old if is_old else windows.new
     assert x is not None
     return PublicWindows(x, windows.table.patients, windows.table.labels, spec, encoder.preprocessing)
+
+
+def _write_examples(source: Source, split: Split, folder: Path, *, made_up: bool) -> None:
+    """A few windows for the report; none where nobody may be shown."""
+    from server.report.windows import write_example_windows
+    from simulations.examples import example_patients, example_windows
+
+    members = example_patients(source, split, made_up=made_up)
+    if not members:
+        return
+    file = SiteFile(
+        site="examples",
+        old=_signal(source, "old"),
+        new=_signal(source, "new"),
+        labels=_labels(source),
+        models=ModelsSection(**{name: folder / MODELS / name for name in (OLD, NEW, HEAD)}),
+        **_common(source),
+    )
+    with _public_site(folder, file, members) as site, suppress(NoWindowsError):
+        write_example_windows(folder, example_windows(site, source.classes))
+
+
+@contextmanager
+def _public_site(folder: Path, file: SiteFile, members: Sequence[PatientData]) -> Iterator[Site]:
+    """A site of some patients for as long as the block lasts."""
+    place = folder / ".public"
+    _write_recordings(place / "recordings", members, copy=False)
+    _write_labels(place / "labels.csv", members)
+    try:
+        yield Site(place / "site.yaml", file)
+    finally:
+        shutil.rmtree(place)
 
 
 def _write_sites(
