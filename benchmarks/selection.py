@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.setting import CLASSES, HEADER, Setting, in_child, load, measure, prepare, row
+from benchmarks.setting import ARCHITECTURE, CLASSES, HEADER, Setting, in_child, load, measure, prepare, row
 from bridge.cka import similarity_scores
+from bridge.encoders.compact import CompactEncoder
 from bridge.probe import probe_scores
 from bridge.selection import choose_position
 
@@ -56,17 +57,24 @@ def naive(s: Setting) -> tuple[Any, Any]:
     return np.array(scores), np.array(similarities)
 
 
+def tapped(encoder: CompactEncoder, x: Tensor) -> tuple[Any, Any]:
+    """Every position's pooled input and output, `(positions, windows, width)` each, from one pass over the windows."""
+    shape = (encoder.positions, len(x), ARCHITECTURE.width)
+    inputs, outputs = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    for first in range(0, len(x), BATCH):
+        rows = slice(first, first + BATCH)
+        taps = encoder.taps(x[rows])
+        for i in range(encoder.positions):
+            inputs[i, rows], outputs[i, rows] = taps.inputs[i], taps.outputs[i]
+    return inputs, outputs
+
+
 def ours(s: Setting) -> tuple[Any, Any]:
-    new = [s.new_encoder.taps(part).outputs for part in s.new.split(BATCH)]
-    old, logits = [], []
-    for part in s.old.split(BATCH):
-        taps = s.old_encoder.taps(part)
-        old.append(taps.inputs)
-        logits.append(s.head(taps.tokens.mean(dim=1)))
-    features, inputs = ([torch.cat(each).numpy() for each in zip(*side, strict=True)] for side in (new, old))
-    labels = torch.cat(logits).argmax(dim=1).numpy()
-    scores = probe_scores(features, labels, s.patients, CLASSES, FOLDS, "key")
-    return scores, similarity_scores(features[choose_position(scores)], inputs)
+    _, features = tapped(s.new_encoder, s.new)
+    inputs, outputs = tapped(s.old_encoder, s.old)
+    labels = s.head(torch.from_numpy(outputs[-1])).argmax(dim=1).numpy()
+    scores = probe_scores(list(features), labels, s.patients, CLASSES, FOLDS, "key")
+    return scores, similarity_scores(features[choose_position(scores)], list(inputs))
 
 
 VARIANTS = {"naive": naive, "ours": ours}

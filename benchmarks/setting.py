@@ -23,7 +23,7 @@ from bridge.windows import Modality, Preprocessing, WindowSpec
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS, CLASSES = 10, 3
 ARCHITECTURE = CompactArchitecture(width=64, blocks=5, heads=4, tokens=50)
-RATES: dict[Modality, int] = {"ECG": 125, "PPG": 125}
+RATE_HZ = 125
 
 
 @dataclass
@@ -42,9 +42,9 @@ def prepare(folder: Path, patients: int, windows: int) -> None:
     """Write encoders with random weights (speed does not depend on what they learned), a head, and noise windows."""
     torch.manual_seed(0)
     digests = {}
-    for name, modality in (("old_encoder", "ECG"), ("new_encoder", "PPG")):
-        rate = RATES[modality]
-        spec = WindowSpec(modality=modality, channels=("one",), rate_hz=rate, samples=SECONDS * rate)
+    modalities: dict[str, Modality] = {"old_encoder": "ECG", "new_encoder": "PPG"}
+    for name, modality in modalities.items():
+        spec = WindowSpec(modality=modality, channels=("one",), rate_hz=RATE_HZ, samples=SECONDS * RATE_HZ)
         encoder = CompactEncoder(spec, ARCHITECTURE)
         card = encoder.card(Preprocessing(), {})
         digests[name] = save_encoder(folder / name, encoder.state_dict(), card).digest
@@ -92,13 +92,13 @@ def peak_mb() -> float:
     return used / 2**20 if sys.platform == "darwin" else used / 2**10
 
 
-def in_child(module: str, *arguments: str) -> dict[str, float]:
+def in_child(module: str, *arguments: str) -> dict[str, Any]:
     """Run one variant in a process of its own, so that its peak memory is its own; the last line it prints is JSON."""
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
