@@ -51,6 +51,7 @@ class SignalSection(Settings):
     """One modality as the recordings hold it."""
 
     modality: Modality
+    """Which kind of signal."""
     channels: tuple[str, ...] = Field(min_length=1)
     """Channels that every recording has; the encoder's card picks its own from them by name."""
     rate_hz: float = Field(gt=0)
@@ -102,6 +103,7 @@ class QualitySection(Settings):
     """A window is clipped if one channel spends a larger share of it at its own extreme values, in stretches of
     `clipped_run` samples or more."""
     clipped_run: int = Field(default=3, ge=2)
+    """Fewer equal samples at an extreme are a peak."""
     length_tolerance_seconds: float = Field(default=1.0, ge=0)
     """The two signals of a recording may begin or end apart by so much; beyond it, the recording is refused."""
 
@@ -110,8 +112,11 @@ class SplitsSection(Settings):
     """Which patients do what: three lists of patients, or three fractions shared out by a keyed hash of the patient."""
 
     pair: float | tuple[str, ...] = 0.7
+    """Give the pairs for selection and training."""
     validation: float | tuple[str, ...] = 0.0
+    """Judge rounds, where a job asks for it."""
     test: float | tuple[str, ...] = 0.3
+    """Judge the final bridge."""
     key: str = "fedbridge"
     """Key of the hash, for fractions: another key, another division."""
 
@@ -159,14 +164,18 @@ class ModelsSection(Settings):
     """Folders of the three frozen models (card.json and weights.safetensors)."""
 
     old_encoder: Path
+    """Reads the old modality."""
     new_encoder: Path
+    """Reads the new modality."""
     task_head: Path
+    """Classifies the old encoder's final tokens."""
 
 
 class CacheSection(Settings):
     """Where frozen features are kept between messages."""
 
     folder: Path = Path("cache")
+    """May be shared by several sites of one machine."""
     max_gigabytes: float = Field(default=20.0, gt=0)
     """Beyond it, what was used least recently is deleted."""
 
@@ -175,6 +184,7 @@ class SiteFile(Settings):
     """The keys of a site file. Relative paths are relative to the file."""
 
     schema_: Literal["fedbridge.site/1"] = Field(default="fedbridge.site/1", alias="schema")
+    """Version of these keys."""
     site: str
     """The site's agreed name: a plain word, known to the coordinator."""
     reader: ReaderSection = ReaderSection()
