@@ -10,13 +10,13 @@ from bridge.config import Settings
 class CohortConfig(Settings):
     """Size and difficulty of the made-up world. The same values always give the same files, byte for byte."""
 
-    public_old_patients: int = Field(default=64, ge=0)
+    public_old_patients: int = Field(default=96, ge=0)
     """Public patients who lend the labelled old modality (ECG) alone."""
-    public_new_patients: int = Field(default=64, ge=0)
+    public_new_patients: int = Field(default=96, ge=0)
     """Public patients who lend the unlabelled new modality (PPG) alone."""
-    hospital_patients: int = Field(default=72, ge=1)
+    hospital_patients: int = Field(default=84, ge=1)
     """Patients of the hospitals: both modalities, and labels for evaluation alone."""
-    devices: int = Field(default=4, ge=1)
+    devices: int = Field(default=6, ge=1)
     """Kinds of monitor among the hospitals' patients, in equal numbers. Public recordings come from other monitors."""
     seconds: float = Field(default=240, gt=0)
     """Length of each patient's one recording."""
@@ -26,13 +26,13 @@ class CohortConfig(Settings):
     """A hidden state holds for this long before the next is drawn: a multiple of the window."""
     classes: int = Field(default=3, ge=2, le=3)
     """The first so many of the states rest, stress and arrhythmia."""
-    state_separation: float = Field(default=1.0, ge=0)
-    """How far a state moves the body from its rest; at 0 nothing distinguishes the states."""
+    state_separation: float = Field(default=1.7, ge=0)
+    """How far a state moves the body from its rest, 1 being mild; at 0 nothing distinguishes the states."""
     state_balance: float = Field(default=6.0, gt=0)
     """Dirichlet concentration of a patient's own mix of states: small, and patients differ in what they mostly have."""
-    patient_variability: float = Field(default=1.0, ge=0)
+    patient_variability: float = Field(default=0.85, ge=0)
     """Differences between bodies: rates, wave shapes, vessels, and how strongly each reacts to a state."""
-    device_variability: float = Field(default=1.0, ge=0)
+    device_variability: float = Field(default=1.8, ge=0)
     """Differences between monitors: filters, bandwidth, delay, gain, noise, mains hum."""
     noise: float = Field(default=1.0, ge=0)
     """Sensor noise, muscle noise, baseline wander and hum, as a multiple of what monitors show."""

@@ -25,7 +25,7 @@ from simulations.errors import CohortError
 from simulations.source import Source
 
 SMALL = CohortConfig(public_old_patients=2, public_new_patients=2, hospital_patients=4, seconds=60)
-CALM = CohortConfig(patient_variability=0.0)
+CALM = CohortConfig(patient_variability=0.0, state_separation=1.0)
 
 
 @pytest.fixture(autouse=True)
