@@ -40,6 +40,8 @@ class DataConfig(Settings):
     """Where the recordings come from: `source` names the section whose keys count."""
 
     source: Literal["builtin", "cinc2015", "eegmat"] = "builtin"
+    unlabelled: Literal["keep", "reject"] = "keep"
+    """What becomes of windows without one label: kept as pairs (a bridge needs none), or rejected and counted."""
     builtin: CohortConfig = CohortConfig()
     cinc2015: Cinc2015Config | None = None
     eegmat: EegmatConfig | None = None

@@ -1,7 +1,7 @@
 """What a result must be held against, on the same test patients: the controls of a simulated run.
 
 Each uses the run's own positions and first broadcast, the sites' own code (client.features, client.training) and
-`rounds * local_steps` steps, and runs in a process of its own, two side by side:
+`rounds * local_steps` steps; `workers` of them run side by side, each in a process of its own:
 
 - `shuffled_pairs`: all data on one machine, each window paired with the wrong old window. Must be at chance;
 - `centralised`: all data on one machine, paired as they are. What a federation gives away, it gives away against this;
@@ -16,7 +16,7 @@ import csv
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -171,18 +171,30 @@ def _compute(place: _Place, tasks: Sequence[str], workers: int, progress: Progre
     found = {name: np.load(_file(kept, name), allow_pickle=False) for name in tasks if _file(kept, name).is_file()}
     left = [name for name in tasks if name not in found]
     progress("controls", len(found), len(tasks))
-    if left:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(left)), mp_context=context, initializer=_one_thread) as pool:
-            jobs = {pool.submit(_control, place, name): name for name in left}
-            try:
-                for job in as_completed(jobs):
-                    found[jobs[job]] = job.result()
-                    progress("controls", len(found), len(tasks))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    for name, answers in _side_by_side(place, left, workers) if workers > 1 else _in_turn(place, left):
+        found[name] = answers
+        progress("controls", len(found), len(tasks))
     return {name: found[name] for name in tasks}
+
+
+def _in_turn(place: _Place, names: Sequence[str]) -> Iterator[tuple[str, Classes]]:
+    for name in names:
+        yield name, _control(place, name)
+
+
+def _side_by_side(place: _Place, names: Sequence[str], workers: int) -> Iterator[tuple[str, Classes]]:
+    """Each in a process, as they are done."""
+    if not names:
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(names)), mp_context=context, initializer=_one_thread) as pool:
+        jobs = {pool.submit(_control, place, name): name for name in names}
+        try:
+            for job in as_completed(jobs):
+                yield jobs[job], job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _control(place: _Place, name: str) -> Classes:

@@ -74,7 +74,7 @@ def prepare(
     with _whole_or_not(out) as folder:
         _write_text(folder / CONFIG, config.text())
         _train(source, split, config, folder, progress)
-        _write_examples(source, split, folder, made_up=config.data.source == "builtin")
+        _write_examples(source, split, config, folder)
         _write_sites(source, dealt, config, folder, copy, progress)
         _write_texts(config, folder, out, len(dealt))
     return out
@@ -137,26 +137,27 @@ def flwr_command(folder: Path) -> str:
 def _train(source: Source, split: Split, config: SimulationConfig, folder: Path, progress: Progress) -> None:
     """Train the models on the public patients, whose windows come through a site's own data path."""
     progress("public windows", 0, 2)
-    old = _public_windows(source, split.public_old, config.encoders.old, "old", folder)
+    old = _public_windows(source, split.public_old, config, "old", folder)
     progress("public windows", 1, 2)
-    new = _public_windows(source, split.public_new, config.encoders.new, "new", folder)
+    new = _public_windows(source, split.public_new, config, "new", folder)
     progress("public windows", 2, 2)
     train_models(old, new, source.classes, config.encoders, folder / MODELS, data=source.description, progress=progress)
 
 
 def _public_windows(
-    source: Source, patients: Sequence[str], encoder: NewEncoderConfig, role: str, folder: Path
+    source: Source, patients: Sequence[str], config: SimulationConfig, role: str, folder: Path
 ) -> PublicWindows:
     from client.windowing import windows_of
 
     is_old = role == "old"
+    encoder: NewEncoderConfig = config.encoders.old if is_old else config.encoders.new
     members = _members(source, patients)
     file = SiteFile(
         site=f"public-{role}",
         old=_signal(source, "old") if is_old else None,
         new=None if is_old else _signal(source, "new"),
         splits=SplitsSection(pair=tuple(patients), validation=(), test=()),
-        labels=_labels(source) if is_old else LabelsSection(),
+        labels=_labels(source, config.data) if is_old else LabelsSection(),
         **_common(source),
     )
     spec = encoder.spec(source.old if is_old else source.new, source.window_seconds)
@@ -171,19 +172,19 @@ def _public_windows(
     return PublicWindows(x, windows.table.patients, windows.table.labels, spec, encoder.preprocessing)
 
 
-def _write_examples(source: Source, split: Split, folder: Path, *, made_up: bool) -> None:
+def _write_examples(source: Source, split: Split, config: SimulationConfig, folder: Path) -> None:
     """A few windows for the report; none where nobody may be shown."""
     from server.report.windows import write_example_windows
     from simulations.examples import example_patients, example_windows
 
-    members = example_patients(source, split, made_up=made_up)
+    members = example_patients(source, split, made_up=config.data.source == "builtin")
     if not members:
         return
     file = SiteFile(
         site="examples",
         old=_signal(source, "old"),
         new=_signal(source, "new"),
-        labels=_labels(source),
+        labels=_labels(source, config.data),
         models=ModelsSection(**{name: folder / MODELS / name for name in (OLD, NEW, HEAD)}),
         **_common(source),
     )
@@ -219,7 +220,7 @@ def _write_sites(
             site=name,
             old=_signal(source, "old"),
             new=_signal(source, "new"),
-            labels=_labels(source),
+            labels=_labels(source, config.data),
             splits=SplitsSection(pair=hospital.pair, validation=hospital.validation, test=hospital.test),
             models=ModelsSection(**{name: Path("../..") / MODELS / name for name in (OLD, NEW, HEAD)}),
             policy=Path("policy.yaml"),
@@ -285,8 +286,8 @@ def _signal(source: Source, role: str) -> SignalSection:
     return SignalSection(modality=signal.modality, channels=signal.channels, rate_hz=signal.rate_hz)
 
 
-def _labels(source: Source) -> LabelsSection:
-    return LabelsSection(source="csv", path=Path("labels.csv"), classes=source.classes)
+def _labels(source: Source, data: DataConfig) -> LabelsSection:
+    return LabelsSection(source="csv", path=Path("labels.csv"), classes=source.classes, unlabelled=data.unlabelled)
 
 
 def _members(source: Source, names: Sequence[str]) -> list[PatientData]:

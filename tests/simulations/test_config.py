@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -104,3 +105,19 @@ def test_a_configuration_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump([1, 2]), encoding="utf-8")
     with pytest.raises(ConfigError, match="holds no keys"):
         load_simulation(path)
+
+
+def keys(value: Any, path: str = "") -> set[str]:
+    if not isinstance(value, dict):
+        return {path}
+    return {found for key, inner in value.items() for found in keys(inner, f"{path}.{key}" if path else str(key))}
+
+
+def test_the_demo_explains_every_key_there_is() -> None:
+    path = ROOT / "configs" / "demo.yaml"
+    everything = keys(yaml.safe_load(load_simulation(path).text()))
+    # The real sets' sections stand in their own files, a site's name is its own, and the new encoder's keys are those
+    # of the old one, explained once.
+    elsewhere = ("data.cinc2015", "data.eegmat", "policy.site", "encoders.new.")
+    missing = {key for key in everything - keys(yaml.safe_load(path.read_text())) if not key.startswith(elsewhere)}
+    assert missing == set()

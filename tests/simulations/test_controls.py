@@ -110,7 +110,7 @@ def test_the_linear_student_is_a_logistic_regression_on_standardised_features(fi
 
 
 def test_controls_can_be_left_out(session_cache: Path, tmp_path: Path) -> None:
-    evaluation = run(tiny("controls=[linear_student]"), tmp_path / "run").evaluation
+    evaluation = run(tiny("controls=[linear_student]", "workers=1"), tmp_path / "run").evaluation
     assert set(evaluation.baselines) == {"linear_student"}
     assert evaluation.site_alone_per_site == {}
     assert evaluation.teacher is not None

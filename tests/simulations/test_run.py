@@ -162,7 +162,9 @@ def test_a_run_that_the_policies_forbid_fails_and_says_why(session_cache: Path, 
 
 
 def test_rotations_test_each_patient_once_and_pool(session_cache: Path, tmp_path: Path) -> None:
-    config = tiny("split={rotations: 2, test: 0.5}", "controls=[linear_student, site_alone]", "train.rounds=1")
+    config = tiny(
+        "split={rotations: 2, test: 0.5}", "controls=[linear_student, site_alone]", "train.rounds=1", "workers=1"
+    )
     record = run(config, tmp_path / "run")
     assert record.rotations == ["rotation-0", "rotation-1"]
     parts = [read_record(tmp_path / "run" / name) for name in record.rotations]
