@@ -51,6 +51,8 @@ class Cache:
     max_gigabytes: float
     _bytes: int | None = field(default=None, init=False)
     _puts: int = field(default=0, init=False)
+    _opened: float = field(default_factory=time.time, init=False)
+    _warned: bool = field(default=False, init=False)
 
     def get(self, key: str) -> Entry | None:
         """The entry of a key, or None where there is none, or a damaged one (it is deleted, and the log says so)."""
@@ -123,10 +125,13 @@ class Cache:
         self.sweep()
         entries = sorted(self._entries())
         self._bytes = sum(size for _, size, _ in entries)
-        for _, size, place in entries:
+        for used, size, place in entries:
             if self._bytes <= 0.9 * self._limit:
                 return
             if place != keep:
+                if used > self._opened and not self._warned:
+                    log.warning("cache.max_gigabytes is too small: entries of this very pass are deleted again")
+                    self._warned = True
                 _delete(place)
                 self._bytes -= size
 

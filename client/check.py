@@ -20,6 +20,7 @@ from bridge.errors import ExitCode
 from bridge.windows import Preprocessing, WindowSpec
 from client.errors import RecordingError
 from client.labels import LabelSource
+from client.policy import Policy, load_policy
 from client.readers.base import Recording
 from client.site import SPLITS, InputFormat, Role, Site, SiteFile, open_site
 from client.windowing import Cut, FileProblem, cut, formats_of
@@ -52,6 +53,7 @@ class Findings:
     """Everything that `check` found."""
 
     site: Site
+    policy: Policy
     formats: Mapping[Role, InputFormat]
     files: list[FileFinding] = field(default_factory=list)
     unusable: list[FileProblem] = field(default_factory=list)
@@ -76,7 +78,26 @@ class Findings:
                 problems.append(f"the split '{split}' has no window")
             elif split == "pair" and len(patients) == 1:
                 problems.append("the split 'pair' has one patient: choosing positions compares patients, it needs 2")
+            elif split == "pair" and patients and len(patients) < self.policy.minimum_patients:
+                problems.append(
+                    f"the split 'pair' has {len(patients)} patients with windows, the policy's minimum_patients is "
+                    f"{self.policy.minimum_patients}: the site would refuse to take part"
+                )
         return problems
+
+    @property
+    def notes(self) -> list[str]:
+        """What an engineer should know, though nothing fails by it."""
+        idle = sorted({each.patient for each in self.files} - {each.patient for each in self.files if each.accepted})
+        notes = [f"{len(idle)} patient(s) have no usable window: {', '.join(idle)}"] if idle else []
+        for split in ("validation", "test"):
+            count = len({each.patient for each in self.files if each.split == split and each.accepted})
+            if 0 < count < self.policy.minimum_group:
+                notes.append(
+                    f"the split '{split}' has {count} patients, the policy's minimum_group is "
+                    f"{self.policy.minimum_group}: no metric of it would leave"
+                )
+        return notes
 
 
 def run_check(path: Path, picture: Path | None, console: Console | None = None) -> int:
@@ -94,11 +115,8 @@ def run_check(path: Path, picture: Path | None, console: Console | None = None) 
         console.print(f"\nPicture: [bold]{picture}[/bold]. It holds signals of patients: keep it here.")
         for number, text in enumerate(shown, start=1):
             console.print(f"  row {number}: {text}", highlight=False)
-    idle = sorted(
-        {each.patient for each in findings.files} - {each.patient for each in findings.files if each.accepted}
-    )
-    if idle:
-        console.print(f"[yellow]Note:[/yellow] {len(idle)} patient(s) have no usable window: {', '.join(idle)}.")
+    for note in findings.notes:
+        console.print(f"[yellow]Note:[/yellow] {note}.", highlight=False)
     problems = findings.problems
     for problem in problems:
         console.print(f"[red]Problem:[/red] {problem}.", highlight=False)
@@ -110,7 +128,7 @@ def run_check(path: Path, picture: Path | None, console: Console | None = None) 
 def examine(site: Site, console: Console) -> Findings:
     """Read and cut every recording of the site."""
     paths, excluded = site.all_files()
-    findings = Findings(site, check_formats(site), excluded=len(excluded))
+    findings = Findings(site, load_policy(site.policy_path), check_formats(site), excluded=len(excluded))
     labels = LabelSource.of(site)
     with Progress(console=console, transient=True) as progress:
         for path in progress.track(paths, description="Reading recordings"):
@@ -128,8 +146,11 @@ def check_formats(site: Site) -> dict[Role, InputFormat]:
     """What the encoders read; where the site has no models yet, windows as recorded, normalised."""
     roles: list[Role] = [role for role in ("old", "new") if getattr(site.file, role) is not None]
     if site.file.models is not None:
-        return formats_of(site, roles)
-    formats: dict[Role, InputFormat] = {}
+        formats = formats_of(site, roles)
+        if len(roles) == 2:
+            _ = site.head_card  # raises where the head does not fit the old encoder or the classes
+        return formats
+    formats = {}
     for role in roles:
         section = site.file.section(role)
         samples = max(1, round(site.file.window.seconds * section.rate_hz))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import multiprocessing
 import os
@@ -12,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,8 @@ import pytest
 
 from client.cache import Cache
 from client.errors import CacheError
+
+from .disk import small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "ab" + "0" * 62
@@ -136,6 +136,15 @@ def test_deleting_leaves_mapped_arrays_alone(tmp_path: Path) -> None:
     assert np.array_equal(held.arrays["x"], arrays["x"])
 
 
+def test_a_limit_below_one_pass_is_said_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        cache = Cache(tmp_path, 10e-6)
+        with caplog.at_level("WARNING", logger="fedbridge.site"):
+            for number in range(8):
+                entry(cache, key(number), 500)
+    assert caplog.text.count("cache.max_gigabytes is too small") == 2
+
+
 def test_an_entry_larger_than_the_limit_is_refused(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 1e-6)
     with pytest.raises(CacheError, match=r"cache.max_gigabytes is 1e-06"):
@@ -162,28 +171,19 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         entry(Cache(tmp_path / "file", 1))
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", str(tmp_path).encode(), b"tmpfs", 0, b"size=1m") != 0:
-        pytest.skip("mounting a small file system needs rights that this machine does not give")
-    yield tmp_path
-    libc.umount2(str(tmp_path).encode(), 2)
-
-
-def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(small_disk: Path) -> None:
-    cache = Cache(small_disk, 1)
-    entry(cache, key(0), 100_000)
-    with pytest.raises(CacheError, match=r"can't be written(.|\n)*free space"):
-        cache.put(key(1), {}, {"a": np.ones(20_000), "b": np.ones(60_000)})
-    assert not leftovers(small_disk)
-    assert cache.get(key(1)) is None
-    found = cache.get(key(0))
-    assert found is not None
-    assert found.arrays["x"][-1, -1] == 99_999
-    entry(cache, key(2), 1000)
-    assert cache.get(key(2)) is not None
+def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        cache = Cache(disk, 1)
+        entry(cache, key(0), 100_000)
+        with pytest.raises(CacheError, match=r"can't be written(.|\n)*free space"):
+            cache.put(key(1), {}, {"a": np.ones(20_000), "b": np.ones(60_000)})
+        assert not leftovers(disk)
+        assert cache.get(key(1)) is None
+        found = cache.get(key(0))
+        assert found is not None
+        assert found.arrays["x"][-1, -1] == 99_999
+        entry(cache, key(2), 1000)
+        assert cache.get(key(2)) is not None
 
 
 def _write_under_a_file_limit(folder: Path, answer: multiprocessing.Queue) -> None:

@@ -13,18 +13,23 @@ from rich.console import Console
 
 from bridge.errors import ExitCode
 from client.check import run_check
-from client.errors import NoWindowsError, SiteError
+from client.errors import ModelsError, NoWindowsError, SiteError, SiteFileError
 from client.site import write_site_file
 
 from .files import noise, site_file, write_npz
+from .sites import build_models
 from .test_readers import CINC, EDF, EEGMAT, WFDB
 
 
 def checked(place: Path, picture: Path | None = None, **changes: Any) -> tuple[int, str]:
-    write_site_file(place / "site.yaml", site_file(**changes))
+    (place / "policy.yaml").write_text(LENIENT)
+    write_site_file(place / "site.yaml", site_file(**{"policy": "policy.yaml", **changes}))
     text = io.StringIO()
     code = run_check(place / "site.yaml", picture, Console(file=text, width=200))
     return code, text.getvalue()
+
+
+LENIENT = "minimum_patients: 1\n"
 
 
 def some_patients(folder: Path, count: int = 6) -> None:
@@ -35,7 +40,7 @@ def some_patients(folder: Path, count: int = 6) -> None:
 def test_a_good_site_passes(tmp_path: Path) -> None:
     some_patients(tmp_path)
     code, text = checked(tmp_path, splits={"pair": ["p0", "p1", "p2"], "validation": ["p3"], "test": ["p4"]})
-    assert code == ExitCode.OK
+    assert code == ExitCode.OK, text
     assert "6 usable recordings of 6 patients" in text
     assert "6 recordings hold I at 100 Hz" in text
     assert "6 recordings hold P at 40 Hz" in text
@@ -96,6 +101,27 @@ def test_splits_that_cannot_work_are_problems(tmp_path: Path, splits: dict, prob
     code, text = checked(tmp_path, splits=splits)
     assert code == ExitCode.DATA
     assert problem in text
+
+
+def test_what_the_policy_would_refuse_is_told(tmp_path: Path) -> None:
+    some_patients(tmp_path)
+    splits = {"pair": ["p0", "p1", "p2", "p3"], "validation": [], "test": ["p4", "p5"]}
+    code, text = checked(tmp_path, splits=splits, policy=None)
+    assert code == ExitCode.DATA
+    assert "'pair' has 4 patients with windows, the policy's minimum_patients is 5" in text
+    assert "Note: the split 'test' has 2 patients, the policy's minimum_group is 5: no metric of it would leave" in text
+    with pytest.raises(SiteFileError, match=r"gone\.yaml"):
+        checked(tmp_path, policy="gone.yaml")
+
+
+def test_models_that_do_not_fit_are_told_before_any_file_is_read(tmp_path: Path) -> None:
+    models = {name: f"models/{name}" for name in ("old_encoder", "new_encoder", "task_head")}
+    some_patients(tmp_path, 2)
+    with pytest.raises(ModelsError, match="no complete model folder"):
+        checked(tmp_path, models=models)
+    build_models(tmp_path / "models")
+    with pytest.raises(ModelsError, match="windows of 4 s, the site file cuts 2 s"):
+        checked(tmp_path, models=models)
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ import yaml
 from bridge.encoders.loading import load_encoder
 from bridge.errors import PositionError
 from bridge.head import load_head
-from client.errors import ModelsError, NoWindowsError
+from client.errors import CacheError, ModelsError, NoWindowsError
 from client.features import FeatureSet, features
 from client.site import open_site
 from client.windowing import windows_of
 
+from .disk import small_disk
 from .sites import BLOCKS, TOKENS, WIDTH, build_models, build_site
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,6 +213,18 @@ def test_no_window_and_no_models_are_named(folder: Path) -> None:
     edit(folder, models={"old_encoder": "gone", "new_encoder": "gone", "task_head": "gone"})
     with pytest.raises(ModelsError, match="no complete model folder"):
         features(open_site(folder), "pair")
+
+
+def test_a_full_disk_while_caching_is_an_error_and_enough_space_then_does(folder: Path, tmp_path: Path) -> None:
+    expected = features(open_site(folder), "pair").old_tokens([0, 30])
+    with small_disk(tmp_path / "disk") as disk:
+        edit(folder, cache={"folder": str(disk)})
+        (disk / "others").write_bytes(b"x" * 1_000_000)
+        with pytest.raises(CacheError, match=r"can't be written(.|\n)*free space"):
+            features(open_site(folder), "pair")
+        assert not list(disk.glob("*/.tmp-*"))
+        (disk / "others").unlink()
+        assert np.array_equal(features(open_site(folder), "pair").old_tokens([0, 30]), expected)
 
 
 READ = """

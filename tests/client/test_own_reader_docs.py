@@ -61,7 +61,9 @@ def test_the_example_is_found_by_its_entry_point_and_checked(place: Path) -> Non
     site = {"site": "ward", "folder": "a-few-nights", "window": {"seconds": 4, "step_seconds": 4}}
     sections = next(yaml.safe_load(block) for block in blocks("yaml") if "name: night" in block)
     splits = {"pair": ["anna", "bert"], "validation": [], "test": []}
-    (place / "site.yaml").write_text(yaml.safe_dump({**site, **sections, "splits": splits}))
+    (place / "policy.yaml").write_text("minimum_patients: 2\n")
+    content = {**site, **sections, "splits": splits, "policy": "policy.yaml"}
+    (place / "site.yaml").write_text(yaml.safe_dump(content))
     command = "from pathlib import Path; from client.check import run_check; print(run_check(Path('site.yaml'), None))"
     found = run(place, "-c", command)
     assert found.returncode == 0, found.stderr
