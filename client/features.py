@@ -63,6 +63,10 @@ class FeatureSet:
     _cache: Cache
     _gathered: dict[tuple[str, str, int], Floats] = field(default_factory=dict)
     _logits: Floats | None = None
+    _encoder: Encoder | None = None
+
+    def __post_init__(self) -> None:
+        self._firsts = np.cumsum([0, *[len(each) for each in self._recordings]])
 
     def __len__(self) -> int:
         return len(self.table)
@@ -119,7 +123,7 @@ class FeatureSet:
         shape: tuple[int, int],
     ) -> Floats:
         index = np.asarray(rows, dtype=np.int64)
-        firsts = np.cumsum([0, *[len(each) for each in self._recordings]])
+        firsts = self._firsts
         if len(index) and (index.min() < 0 or index.max() >= firsts[-1]):
             raise IndexError(f"rows must lie in 0 to {firsts[-1] - 1}")
         owners = np.searchsorted(firsts, index, side="right") - 1
@@ -135,9 +139,11 @@ class FeatureSet:
             key = sha256_json([recording.keys["old"], name])
             entry = self._cache.get(key)
             if entry is None:
-                encoder = load_role(self._site, "old")
+                if self._encoder is None:
+                    self._encoder = load_role(self._site, "old")
                 signals = recording.windows(self._site).signals["old"]
-                entry = self._cache.put(key, {}, {"tokens": _unpooled_inputs(encoder, signals, l)})
+                entry = self._cache.put(key, {}, {"tokens": _unpooled_inputs(self._encoder, signals, l)})
+                recording.forget_windows()
             recording.entries[name] = entry
         return recording.entries[name].arrays["tokens"]
 

@@ -43,11 +43,7 @@ class WfdbReader(Reader):
 
     def parts(self, path: Path) -> list[Path]:
         """The header, its signal files and, where labels come from one, the annotation file."""
-        header = _read("header", path)
-        names = [name for name in dict.fromkeys(getattr(header, "file_name", None) or []) if name != "~"]
-        parts = [path, *(path.parent / name for name in names)]
-        for name in getattr(header, "seg_name", None) or []:
-            parts += [] if name == "~" else self.parts(path.parent / f"{name}.hea")
+        parts = [path, *_named_in_header(path)]
         if self.options.annotations is not None:
             annotations = path.with_suffix(f".{self.options.annotations.extension}")
             parts += [annotations] if annotations.is_file() else []
@@ -92,14 +88,33 @@ class WfdbReader(Reader):
         return LabelTrack(starts, ends, tuple(text for _, text in kept))
 
 
+def _named_in_header(path: Path) -> list[Path]:
+    """The files that a header names (header(5) of the WFDB documentation), without the package: it loads slowly, and
+    caches ask for this in every process.
+    """
+    try:
+        lines = path.read_text(encoding="latin-1").splitlines()
+        record, *others = [line.split() for line in lines if line.strip() and not line.startswith("#")]
+        names = [fields[0] for fields in others if fields[0] != "~"]
+    except (OSError, ValueError) as error:
+        raise RecordingError(
+            f"{path.name}: the WFDB header can't be read",
+            why=f"{type(error).__name__}: {error}",
+            fix="copy the record's files again from their source, or exclude the file in the site file",
+        ) from error
+    if "/" not in record[0]:
+        return [path.parent / name for name in names]
+    # a record of segments: each has a header of its own
+    segments = [path.parent / f"{name}.hea" for name in names]
+    return [part for segment in segments for part in (segment, *_named_in_header(segment))]
+
+
 def _read(what: str, path: Path, extension: str = "") -> Any:
     """One call of the package; whatever it raises on a damaged file becomes a `RecordingError`."""
     import wfdb
 
     record = str(path.with_suffix(""))
     try:
-        if what == "header":
-            return wfdb.rdheader(record)
         return wfdb.rdrecord(record) if what == "signals" else wfdb.rdann(record, extension)
     # wfdb raises whatever its parsing runs into: ValueError, IndexError, TypeError, its own HeaderSyntaxError
     except Exception as error:

@@ -135,6 +135,17 @@ def test_wfdb_parts_name_header_and_signal_file(shared_data: Path) -> None:
     assert [part.name for part in WfdbReader(WFDB).parts(path)] == ["a103l.hea", "a103l.mat"]
 
 
+def test_wfdb_parts_of_a_record_of_segments(tmp_path: Path) -> None:
+    (tmp_path / "all.hea").write_text("all/3 2 100 900\na 300\n~ 300\nb 300\n")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.hea").write_text(f"# a comment\n{name} 2 100 300\n{name}.dat 16 10 16 0 0 0 0 II\n")
+    parts = WfdbReader(WFDB).parts(tmp_path / "all.hea")
+    assert [part.name for part in parts] == ["all.hea", "a.hea", "a.dat", "b.hea", "b.dat"]
+    (tmp_path / "torn.hea").write_text("")
+    with pytest.raises(RecordingError, match=r"torn\.hea: the WFDB header can't be read"):
+        WfdbReader(WFDB).parts(tmp_path / "torn.hea")
+
+
 def write_wfdb(folder: Path, invalid: slice | None = None) -> Path:
     signal = np.sin(np.arange(1000) / 20)[:, None] * [1.0, 0.5]
     if invalid is not None:
