@@ -47,6 +47,8 @@ class OptimiserSettings(Settings):
     """Standard deviation of added Gaussian noise, in units of the normalised window."""
     gain: float = Field(default=0.2, ge=0, lt=1)
     """A window is multiplied by a random factor within 1 +- gain."""
+    shift: bool = True
+    """Turn each window round by a random number of samples: what leaves at its end comes in at its start."""
 
 
 class PretrainSettings(OptimiserSettings):
@@ -76,6 +78,8 @@ class SupervisedSettings(OptimiserSettings):
     """Share of the public patients that choose when to stop."""
     checks: int = Field(default=12, ge=1)
     """How often the validation patients are looked at; the best moment is kept."""
+    average: float = Field(default=0.98, ge=0, lt=1)
+    """Decay of the running average of the weights, which is what is looked at and kept; 0 takes the last weights."""
 
 
 @dataclass
@@ -109,7 +113,8 @@ def pretrain(
         encoder.train()
         for step, optimiser in _steps(modules, settings):
             rows = torch.randint(len(x), (settings.batch,), generator=generator)
-            loss = objective.loss(_augment(x[rows], settings, generator), x[rows], rows, generator)
+            clean = _turned(x[rows], settings, generator)
+            loss = objective.loss(_augment(clean, settings, generator), clean, rows, generator)
             _descend(loss, modules, optimiser)
             history.loss.append(float(loss.detach()))
             if progress is not None and (step % 10 == 9 or step == settings.steps - 1):
@@ -149,20 +154,23 @@ def fit_teacher(
     with _seeded(seed) as generator:
         head = TaskHead(encoder.architecture.width, classes)
         modules = nn.ModuleList([encoder, head])
+        averaged = copy.deepcopy(modules).requires_grad_(False).eval()
         best, kept = -math.inf, copy.deepcopy(modules.state_dict())
         every = max(1, settings.steps // settings.checks)
+        encoder.train()
         for step, optimiser in _steps(modules, settings):
-            encoder.train()
             rows = _balanced_rows(pools, settings.batch, generator)
-            logits = head(mean_over_tokens(encoder(_augment(x[rows], settings, generator))))
+            turned = _turned(x[rows], settings, generator)
+            logits = head(mean_over_tokens(encoder(_augment(turned, settings, generator))))
             loss = F.cross_entropy(logits, y[rows], label_smoothing=settings.label_smoothing)
             _descend(loss, modules, optimiser)
+            _follow(averaged, modules, min(settings.average, step / (step + 10)))
             history.loss.append(float(loss.detach()))
             if step % every == every - 1 or step == settings.steps - 1:
-                score = _balanced_accuracy(encoder, head, x, y, valid, classes)
+                score = _balanced_accuracy(averaged, x, y, valid, classes)
                 history.validation.append((step + 1, score))
                 if score > best:
-                    best, history.kept_step, kept = score, step + 1, copy.deepcopy(modules.state_dict())
+                    best, history.kept_step, kept = score, step + 1, copy.deepcopy(averaged.state_dict())
                 if progress is not None:
                     progress("teacher", step + 1, settings.steps)
         modules.load_state_dict(kept)
@@ -263,11 +271,25 @@ def _held_back(patients: NDArray[np.str_], share: float, seed: int) -> NDArray[n
     return np.isin(patients, names[:count])
 
 
+def _turned(x: Tensor, settings: OptimiserSettings, generator: torch.Generator) -> Tensor:
+    """Each window turned round by its own number of samples: its rhythms stay what they are."""
+    if not settings.shift:
+        return x
+    samples = x.shape[-1]
+    offsets = torch.randint(samples, (len(x), 1, 1), generator=generator)
+    return x.gather(-1, ((torch.arange(samples) + offsets) % samples).expand(x.shape))
+
+
 @torch.no_grad()
-def _balanced_accuracy(
-    encoder: CompactEncoder, head: TaskHead, x: Tensor, y: Tensor, rows: Tensor, classes: int
-) -> float:
-    encoder.eval()
+def _follow(averaged: nn.Module, modules: nn.Module, decay: float) -> None:
+    """Move the averaged weights towards the present ones."""
+    for slow, fast in zip(averaged.parameters(), modules.parameters(), strict=True):
+        slow.lerp_(fast, 1 - decay)
+
+
+@torch.no_grad()
+def _balanced_accuracy(modules: nn.ModuleList, x: Tensor, y: Tensor, rows: Tensor, classes: int) -> float:
+    encoder, head = modules
     predicted = torch.cat([head(mean_over_tokens(encoder(x[part]))).argmax(1) for part in torch.split(rows, 256)])
     recalls = [(predicted[y[rows] == c] == c).float().mean() for c in range(classes) if bool((y[rows] == c).any())]
     return float(torch.stack(recalls).mean())
