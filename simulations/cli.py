@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import sys
 from collections.abc import Sequence
@@ -146,7 +147,9 @@ def _interval(metric: Metric | None) -> str:
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends the run as Ctrl-C does: engines clean up first."""
+    """SIGTERM ends the run as Ctrl-C does: processes that compute end at once, engines clean up first."""
+    for child in multiprocessing.active_children():
+        child.terminate()
     raise SystemExit(128 + number)
 
 

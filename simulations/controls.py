@@ -16,6 +16,7 @@ import csv
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields
@@ -187,13 +188,15 @@ def _side_by_side(place: _Place, names: Sequence[str], workers: int) -> Iterator
     if not names:
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(names)), mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(min(workers, len(names)), mp_context=context, initializer=_start_worker) as pool:
         jobs = {pool.submit(_control, place, name): name for name in names}
         try:
             for job in as_completed(jobs):
                 yield jobs[job], job.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
             raise
 
 
@@ -263,6 +266,19 @@ def _linear_student(place: _Place, everything: Site, seed: int) -> Classes:
 
 def _file(folder: Path, name: str) -> Path:
     return folder / f"{name.replace(':', '-')}.npy"
+
+
+def _start_worker() -> None:
+    """Set up a process of the pool: one thread for torch, and an end when its parent is killed."""
+    threading.Thread(target=_end_with_parent, name="orphaned", daemon=True).start()
+    _one_thread()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _one_thread() -> None:

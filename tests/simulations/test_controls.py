@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +20,10 @@ from server.record import read_record
 from simulations.config import CONTROLS
 from simulations.controls import Mispaired, join_sites, mispairing, train_alone
 from simulations.evaluation import Predictions
+from simulations.flower_engine import MARK, marked_processes
 from simulations.prepare import read_job, site_folders
 from simulations.run import run
-from tests.simulations.studies import tiny
+from tests.simulations.studies import SMOKE, TINY, tiny
 
 
 @pytest.mark.parametrize("sizes", [[5, 5], [1, 1, 1], [40, 3, 17, 20], [2] * 50, [30, 30, 1]])
@@ -128,3 +134,31 @@ def test_all_controls_stand_in_the_record_with_intervals(finished: Path) -> None
         assert metrics.balanced_accuracy.high is not None
         assert metrics.balanced_accuracy.low <= metrics.balanced_accuracy.value <= metrics.balanced_accuracy.high
     assert "bootstrap" in evaluation.interval
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ended_during_the_controls_no_process_stays_and_resume_goes_on(
+    number: int, session_cache: Path, tmp_path: Path, finished: Path
+) -> None:
+    out = tmp_path / "run"
+    sim = str(Path(sys.executable).parent / "fedbridge-sim")
+    changes = [part for override in TINY for part in ("--set", override)]
+    mark = f"controls-{os.getpid()}-{number}"
+    child = subprocess.Popen(
+        [sim, "run", str(SMOKE), *changes, "--out", str(out), "--quiet"], env=os.environ | {MARK: mark}
+    )
+    deadline = time.monotonic() + 200
+    while not list((out / "controls").glob("[!.]*.npy")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert child.poll() is None
+    child.send_signal(number)
+    assert child.wait(30) != 0
+    while (left := marked_processes(mark)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+    done = sorted(path.name for path in (out / "controls").glob("[!.]*.npy"))
+    stamps = [(out / "controls" / name).stat().st_mtime_ns for name in done]
+    record = run(tiny(), out, resume=True)
+    assert [(out / "controls" / name).stat().st_mtime_ns for name in done] == stamps  # not computed again
+    assert record.evaluation == read_record(finished).evaluation
