@@ -132,7 +132,9 @@ def _run_rotations(config: SimulationConfig, out: Path, engine: EngineName, prog
     records = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / CONFIG).write_text(config.text(), encoding="utf-8")
+        partial = out / f".{CONFIG}.{os.getpid()}"
+        partial.write_text(config.text(), encoding="utf-8")
+        partial.replace(out / CONFIG)
     except OSError as error:
         raise RunFolderError(
             f"{out}: can't be written", why=error.strerror or "", fix="choose a writable --out"
@@ -164,7 +166,7 @@ def _run_rotations(config: SimulationConfig, out: Path, engine: EngineName, prog
 
 def _make_way(out: Path, config: SimulationConfig, resume: bool, overwrite: bool) -> None:
     """See to it that the run may use `out`: empty, its own to go on with, or cleared."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and not any(each for each in out.iterdir() if not _left_over(each))):
         return
     if not (out / CONFIG).is_file():
         raise RunFolderError(
@@ -183,6 +185,11 @@ def _make_way(out: Path, config: SimulationConfig, resume: bool, overwrite: bool
             fix="--resume goes on with it, --overwrite replaces it, --out names another folder",
         )
     _check_same(out, config)
+
+
+def _left_over(path: Path) -> bool:
+    """Half a configuration that a killed process left."""
+    return path.name.startswith(f".{CONFIG}.")
 
 
 def _check_same(out: Path, config: SimulationConfig) -> None:
