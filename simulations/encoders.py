@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from safetensors import SafetensorError
 
 from bridge.config import Settings
 from bridge.encoders.cards import EncoderCard, HeadCard, read_card
@@ -30,6 +31,7 @@ from bridge.errors import WeightsError
 from bridge.hashing import sha256_array, sha256_json
 from bridge.head import save_head
 from bridge.windows import Preprocessing, WindowSpec
+from simulations.errors import CohortError
 from simulations.source import SignalSource, cache_root
 
 OLD, NEW, HEAD, PUBLIC_VECTORS = "old_encoder", "new_encoder", "task_head", "public_vectors.safetensors"
@@ -109,7 +111,7 @@ def train_models(
     """Train both encoders and the head, or take them from the cache, and put the models folder at `out`; return `out`.
 
     The two encoders are trained side by side in two processes. `data` names the public recordings in the cards.
-    Raises `SelectionError` where the public windows do not suffice.
+    Raises `SelectionError` where the public windows do not suffice, `CohortError` where the disk is full or read-only.
     """
     key = sha256_json([_RECIPE, config.model_dump(mode="json"), list(classes), data, old.key(), new.key()])[:32]
     cached = cache_root() / "models" / key
@@ -133,15 +135,23 @@ def is_complete(folder: Path) -> bool:
 
 def _into_place(make: Callable[[Path], None], target: Path) -> None:
     """Make a folder beside `target`, then rename it: a kill leaves nothing half-made under the final name."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    partial: Path | None = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         make(partial)
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
+    except (OSError, SafetensorError) as error:
+        raise CohortError(
+            f"{target}: the models can't be written",
+            why=str(error),
+            fix="free space, or set FEDBRIDGE_CACHE to a writable folder",
+        ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -18,6 +18,7 @@ from bridge.errors import SelectionError
 from bridge.head import load_head, read_head_card
 from bridge.windows import Modality, Preprocessing, WindowSpec
 from simulations.encoders import EncodersConfig, PublicWindows, is_complete, train_models
+from simulations.errors import CohortError
 
 SMALL = {"width": 16, "blocks": 2, "heads": 2, "tokens": 10}
 CONFIG = EncodersConfig.model_validate(
@@ -138,3 +139,10 @@ def test_a_missing_class_is_told_from_the_training_process(made: Made, tmp_path:
         train_models(old, NEW, CLASSES, CONFIG, tmp_path / "models")
     assert not (tmp_path / "models").exists()
     assert sorted((made.cache / "models").iterdir()) == before
+
+
+def test_an_unwritable_cache_is_told(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("FEDBRIDGE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(CohortError, match="the models can't be written"):
+        train_models(OLD, NEW, CLASSES, CONFIG, tmp_path / "models")
