@@ -97,8 +97,8 @@ def _rows(record: RunRecord) -> list[tuple[str, Metrics]]:
         ("teacher (old modality)", evaluation.teacher),
         ("bridge, federated", evaluation.bridge),
         ("linear student", baselines.get("linear_student")),
-        ("bridge, all data on one machine", baselines.get("centralised")),
-        ("bridge, one hospital alone (mean)", baselines.get("site_alone")),
+        ("bridge, one machine", baselines.get("centralised")),
+        ("bridge, hospital alone", baselines.get("site_alone")),
         ("bridge, shuffled pairs", baselines.get("shuffled_pairs")),
         ("chance", evaluation.chance),
     ]
@@ -116,9 +116,9 @@ def _print_table(record: RunRecord, settings: SimulationConfig) -> None:
         f"{len(evaluation.classes)} classes",
         box=box.SIMPLE,
     )
-    table.add_column("")
-    for column in ("balanced accuracy", level, "macro F1", "agreement"):
-        table.add_column(column, justify="right")
+    table.add_column("", no_wrap=True)
+    for column in ("balanced\naccuracy", level, "macro F1", "agreement"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, metrics in _rows(record):
         balanced = metrics.balanced_accuracy
         table.add_row(name, _value(balanced), _interval(balanced), _value(metrics.f1_macro), _value(metrics.agreement))
