@@ -246,7 +246,7 @@ def _train_old(old: PublicWindows, classes: tuple[str, ...], config: EncodersCon
         "pretrain": config.old.pretrain.model_dump(mode="json"),
         "supervised": config.old.supervised.model_dump(mode="json"),
         "pretrain_loss": _last(before.loss),
-        "held_back_balanced_accuracy": round(max(score for _, score in history.validation), 4),
+        "held_back_balanced_accuracy": round(dict(history.validation)[history.kept_step or 0], 4),
         "kept_step": history.kept_step,
     }
     card = save_encoder(folder / OLD, encoder.state_dict(), encoder.card(old.preprocessing, training))

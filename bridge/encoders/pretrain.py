@@ -73,13 +73,17 @@ class SupervisedSettings(OptimiserSettings):
 
     steps: int = Field(default=600, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
+    shift: bool = False
+    """As in pretraining; off, since a beat at the seam may change what a label says."""
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
     validation: float = Field(default=0.2, gt=0, lt=1)
     """Share of the public patients that choose when to stop."""
     checks: int = Field(default=12, ge=1)
     """How often the validation patients are looked at; the best moment is kept."""
-    average: float = Field(default=0.98, ge=0, lt=1)
+    average: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the running average of the weights, which is what is looked at and kept; 0 takes the last weights."""
+    earliest: float = Field(default=0.5, ge=0, le=1)
+    """No moment before this share of the steps is kept: few held-back patients make early peaks by luck."""
 
 
 @dataclass
@@ -169,7 +173,7 @@ def fit_teacher(
             if step % every == every - 1 or step == settings.steps - 1:
                 score = _balanced_accuracy(averaged, x, y, valid, classes)
                 history.validation.append((step + 1, score))
-                if score > best:
+                if score >= best and step + 1 >= settings.earliest * settings.steps:
                     best, history.kept_step, kept = score, step + 1, copy.deepcopy(averaged.state_dict())
                 if progress is not None:
                     progress("teacher", step + 1, settings.steps)
