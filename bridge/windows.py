@@ -54,8 +54,8 @@ class Preprocessing(BaseModel):
     """Order of the Butterworth filter, which runs forwards and backwards."""
     notch_hz: float | None = Field(default=None, gt=0)
     """Mains frequency to take out."""
-    normalise: Literal["window", "segment", "none"] = "window"
-    """Zero mean and unit deviation of each channel over the window or the gap-free segment."""
+    normalise: Literal["window", "segment", "recording", "none"] = "window"
+    """Zero mean and unit deviation of each channel over the window, the gap-free segment, or all of the recording's."""
     clip: float | None = Field(default=None, gt=0)
     """Bound of the normalised values."""
 

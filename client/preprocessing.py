@@ -1,8 +1,8 @@
 """Executes the preprocessing that an encoder's card names, the same in training and in inference.
 
 `prepare_run` takes one gap-free run of a recording at its own rate through scale, zero-phase band-pass and notch,
-polyphase resampling and, where asked, normalisation over the run. `finish_windows` then normalises each window, where
-that is asked, and clips. Filters never see a gap: a run has none.
+polyphase resampling and, where asked, normalisation over the run. `finish_windows` then normalises each window by
+itself or by the whole recording, where that is asked, and clips. Filters never see a gap: a run has none.
 """
 
 from __future__ import annotations
@@ -38,18 +38,25 @@ def prepare_run(data: NDArray[np.floating[Any]], rate_hz: float, target_hz: floa
     return normalised(values) if steps.normalise == "segment" else values
 
 
-def finish_windows(windows: Floats, steps: Preprocessing) -> NDArray[np.float32]:
-    """`(n, channels, samples)` of prepared runs: normalise by the window where asked, clip, float32."""
-    values = normalised(windows) if steps.normalise == "window" else windows
+def finish_windows(windows: Floats, steps: Preprocessing, recording: Floats | None = None) -> NDArray[np.float32]:
+    """`(n, channels, samples)` of prepared runs: normalise by window or recording where asked, clip, float32.
+
+    `recording` holds all prepared runs of the recording end to end, `(channels, n')`; needed to normalise by it.
+    """
+    values = normalised(windows, recording) if steps.normalise in ("window", "recording") else windows
     if steps.clip is not None:
         values = np.clip(values, -steps.clip, steps.clip)
     return values.astype(np.float32)
 
 
-def normalised(values: Floats) -> Floats:
-    """Zero mean and unit (population) variance over the last axis; a constant becomes zeros."""
-    centred = values - values.mean(axis=-1, keepdims=True)
-    deviation = centred.std(axis=-1, keepdims=True)
+def normalised(values: Floats, reference: Floats | None = None) -> Floats:
+    """Zero mean and unit (population) variance of `reference` (the values themselves) over the last axis.
+
+    A constant becomes zeros.
+    """
+    reference = values if reference is None else reference
+    centred = values - reference.mean(axis=-1, keepdims=True)
+    deviation = reference.std(axis=-1, keepdims=True)
     scaled: Floats = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 1e-12)
     return scaled
 

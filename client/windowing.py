@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bridge.windows import Preprocessing, WindowSpec
+from bridge.windows import WindowSpec
 from client.errors import NoWindowsError, RecordingError
 from client.labels import LabelSource, label_windows
 from client.preprocessing import finish_windows, prepare_run
@@ -218,24 +218,35 @@ class _Part:
         window, steps = self.form.window, self.form.preprocessing
         out = np.zeros((len(starts), len(window.channels), window.samples))
         for row, start in enumerate(starts):
-            run, offset = self._run_of(start, steps)
+            run, offset = self._run_of(start)
             out[row] = run[:, offset : offset + window.samples]
-        return finish_windows(out, steps)
+        by_recording = steps.normalise == "recording" and len(starts) > 0
+        return finish_windows(out, steps, self._all_runs() if by_recording else None)
 
-    def _run_of(self, start: float, steps: Preprocessing) -> tuple[NDArray[np.float64], int]:
+    def _run_of(self, start: float) -> tuple[NDArray[np.float64], int]:
         """The prepared run that holds a window, and the window's first sample in it, to the nearest sample."""
         rate, window = self.signal.rate_hz, self.form.window
         first = nearest((start - self.signal.start_seconds) * rate)
         index = next(i for i, (begin, end) in enumerate(self.runs) if begin <= first < end)
-        begin, end = self.runs[index]
-        if index not in self._prepared:
-            run = prepare_run(self.signal.data[:, begin:end], rate, window.rate_hz, steps)
-            # A run of just one window may lack the part of a sample that its own rate can't express.
-            short = max(0, window.samples - run.shape[1])
-            self._prepared[index] = np.pad(run, ((0, 0), (0, short)), mode="edge")
-        run = self._prepared[index]
+        begin, _ = self.runs[index]
+        run = self._run(index)
+        # A run of just one window may lack the part of a sample that its own rate can't express.
+        short = max(0, window.samples - run.shape[1])
+        run = np.pad(run, ((0, 0), (0, short)), mode="edge") if short else run
         offset = nearest((start - self.signal.start_seconds - begin / rate) * window.rate_hz)
         return run, min(max(offset, 0), run.shape[1] - window.samples)
+
+    def _all_runs(self) -> NDArray[np.float64]:
+        """All prepared runs end to end, `(channels, n')`."""
+        return np.concatenate([self._run(index) for index in range(len(self.runs))], axis=-1)
+
+    def _run(self, index: int) -> NDArray[np.float64]:
+        """A gap-free run, prepared once."""
+        if index not in self._prepared:
+            begin, end = self.runs[index]
+            data, rate = self.signal.data[:, begin:end], self.signal.rate_hz
+            self._prepared[index] = prepare_run(data, rate, self.form.window.rate_hz, self.form.preprocessing)
+        return self._prepared[index]
 
 
 def nearest(samples: float) -> int:

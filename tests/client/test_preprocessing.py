@@ -115,3 +115,14 @@ def test_a_filter_above_half_the_rate_is_refused(steps: Preprocessing) -> None:
 def test_an_impossible_ratio_of_rates_is_refused() -> None:
     with pytest.raises(RecordingError, match="can't be resampled"):
         resample(np.zeros((1, 100)), 100, 0.0001)
+
+
+def test_normalising_by_the_recording_keeps_differences_between_its_segments() -> None:
+    rng = np.random.default_rng(3)
+    quiet, loud = rng.normal(5.0, 1.0, (2, 400)), rng.normal(5.0, 4.0, (2, 600))
+    whole = np.concatenate([quiet, loud], axis=-1)
+    windows = np.stack([quiet[:, :100], loud[:, :100]])
+    found = finish_windows(windows, Preprocessing(normalise="recording"), whole)
+    by_hand = (windows - whole.mean(axis=1)[None, :, None]) / whole.std(axis=1)[None, :, None]
+    assert np.allclose(found, by_hand, atol=1e-6)
+    assert found[1].std() > 3 * found[0].std()

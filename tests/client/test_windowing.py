@@ -325,3 +325,15 @@ def test_unusable_files_are_listed_logged_and_do_not_stop_the_others(
     assert [problem.path.name for problem in found.problems] == ["short.npz", "torn.npz"]
     assert "torn.npz: can't be read as .npz" in caplog.text
     assert "short: the two signals do not cover the same time" in caplog.text
+
+
+def test_windows_normalised_by_the_recording_use_every_run_of_it() -> None:
+    ecg = np.concatenate([noise(5, 100, 7), 3 + 5 * noise(7, 100, 8)], axis=1)
+    ecg[:, 450:455] = np.nan
+    steps = Preprocessing(normalise="recording")
+    found = cut(recording(12, ecg=ecg, segments=((0.0, 5.0), (5.0, 12.0))), site_file(), formats(steps), NO_LABELS)
+    known = ecg[np.isfinite(ecg)].astype(np.float64)
+    for row, start in enumerate(found.starts):
+        raw = ecg[0, round(start * 100) : round(start * 100) + 200]
+        assert np.allclose(found.signals["old"][row, 0], (raw - known.mean()) / known.std(), atol=1e-5)
+    assert {0.0, 10.0} <= set(found.starts.tolist())
