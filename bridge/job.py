@@ -13,6 +13,8 @@ from pydantic import Field, model_validator
 
 from bridge.config import Settings, parse_model, parse_yaml
 
+EvaluationSplit = Literal["validation", "test"]
+
 Strategy = Literal["FedAvg", "FedProx", "FedAdam", "FedYogi", "FedMedian", "FedTrimmedAvg", "Krum"]
 
 
@@ -115,7 +117,7 @@ class SitesJob(Settings):
     minimum: int = Field(default=2, ge=1)
     """Fewer good replies than this: the phase or round is repeated, then the run stops with a checkpoint."""
     expected: tuple[str, ...] = ()
-    """Agreed names; empty: any site whose describe says yes. Others are not asked."""
+    """Agreed names, others are not asked; empty: any site whose describe says yes (a simulation: all its hospitals)."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Public weights by site name; empty: equal weights of 1.0. Never a count."""
     wait_seconds: float = Field(default=60, gt=0)
@@ -172,6 +174,21 @@ class Job(Settings):
     sites: SitesJob = SitesJob()
     evaluate: EvaluateJob = EvaluateJob()
     privacy: PrivacyJob = PrivacyJob()
+
+    def judges(self, round_: int) -> bool:
+        """Whether the bridge of this round is judged by `train.criterion`."""
+        every = self.evaluate.every
+        if not every:
+            return self.train.keep == "best"
+        return round_ % every == 0 or round_ == self.train.rounds
+
+    def evaluates(self, split: EvaluationSplit, round_: int) -> bool:
+        """Whether the bridge of this round may be evaluated on a split: the server asks no more, a site answers no
+        more. Test patients judge a bridge that is kept, and nothing else."""
+        if split == "validation":
+            return self.train.criterion != "train_loss" and self.judges(round_)
+        kept = self.judges(round_) if self.train.keep == "best" else round_ == self.train.rounds
+        return self.evaluate.final and kept
 
 
 def parse_job(text: str) -> Job:

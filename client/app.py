@@ -103,6 +103,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
     session = open_session(context)
     request = session.request(message)
+    assert request.split is not None
     names = permitted_confusions(session.policy)
     _one_thread()
     features = group_features(session, request.split)

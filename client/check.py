@@ -22,7 +22,8 @@ from client.errors import RecordingError
 from client.labels import LabelSource
 from client.policy import Policy, load_policy
 from client.readers.base import Recording
-from client.site import SPLITS, InputFormat, Role, Site, SiteFile, open_site
+from client.site import InputFormat, Site, open_site
+from client.site_file import SPLITS, Role, SiteFile
 from client.windowing import Cut, FileProblem, cut, formats_of
 
 _PATIENTS_SHOWN = 40

@@ -14,7 +14,7 @@ from client.check import Findings
 from client.errors import SiteError
 from client.labels import LabelSource
 from client.readers.base import Recording
-from client.site import Role
+from client.site_file import Role
 from client.windowing import chosen_signal, cut, nearest
 
 if TYPE_CHECKING:

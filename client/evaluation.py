@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.job import EvaluationSplit
 from bridge.messages import CONFUSION_ITEMS, ReasonCode
 from client.errors import NoWindowsError, PolicyError
 from client.policy import Policy
@@ -27,13 +28,13 @@ def permitted_confusions(policy: Policy) -> tuple[str, ...]:
     return names
 
 
-def group_features(session: Session, split: str) -> FeatureSet:
+def group_features(session: Session, split: EvaluationSplit) -> FeatureSet:
     """The features of the validation or test patients, if they are `minimum_group` or more.
 
     Raises `PolicyError` (GROUP_TOO_SMALL), also where the split has no usable window at all.
     """
     try:
-        features = session.features("test" if split == "test" else "validation")
+        features = session.features(split)
         patients = len(np.unique(features.table.patients))
     except NoWindowsError:
         patients = 0

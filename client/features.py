@@ -24,7 +24,8 @@ from bridge.hashing import sha256_file, sha256_json
 from client.cache import Cache, Entry
 from client.errors import ModelsError, RecordingError
 from client.labels import LabelSource
-from client.site import Role, Site, Split
+from client.site import Site
+from client.site_file import Role, Split
 from client.windowing import Cut, FileProblem, WindowTable, cut, formats_of, no_windows, report_problems
 
 if TYPE_CHECKING:

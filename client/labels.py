@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from client.errors import SiteFileError
 from client.readers.base import LabelTrack, Recording
-from client.site import LabelsSection, Site
+from client.site import Site
+from client.site_file import LabelsSection
 
 COLUMNS = ("recording", "start_seconds", "end_seconds", "label")
 

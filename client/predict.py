@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from bridge.chain import InferenceChain, Manifest, load_chain, read_manifest
 from bridge.errors import ExportError
 from client.errors import ModelsDifferError
-from client.site import Site, Split
+from client.site import Site
+from client.site_file import Split
 from client.windowing import Windows, windows_of
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from client.site import QualitySection
+from client.site_file import QualitySection
 
 
 def judge(window: NDArray[np.float32], quality: QualitySection) -> str:

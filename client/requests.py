@@ -5,7 +5,7 @@ The content of a message (records `config` and `arrays`):
 - `query.describe`, `query.probe`: nothing;
 - `query.similarity`: `input-position`;
 - `train`: `round`, `input-position`, `output-position`, and the bridge's arrays `A`, `B`, `P` (float32);
-- `evaluate`: the same and `split` (`validation` or `test`).
+- `evaluate`: the same and `split` (`validation` or `test`), in the rounds in which the job evaluates on that split.
 
 Flower's strategies add `server-round` and `proximal-mu`; they must agree with the round and the job.
 """
@@ -13,14 +13,14 @@ Flower's strategies add `server-round` and `proximal-mu`; they must agree with t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from numpy.typing import NDArray
 
 from bridge.errors import ConfigError
-from bridge.job import Job, parse_job
+from bridge.job import EvaluationSplit, Job, parse_job
 from bridge.messages import ARRAYS, CONFIG, DESCRIBE, EVALUATE, PROBE, SIMILARITY, TRAIN, Dimensions
 from client.errors import JobError, MessageError
 from client.policy import Policy
@@ -38,7 +38,7 @@ MAX_JOB_CHARACTERS = 65_536
 
 UserConfig = dict[str, bool | float | int | str]
 
-SPLITS = ("validation", "test")
+SPLITS: tuple[EvaluationSplit, ...] = get_args(EvaluationSplit)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Request:
     round: int | None = None
     input_position: int | None = None
     output_position: int | None = None
-    split: str = ""
+    split: EvaluationSplit | None = None
     arrays: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
@@ -102,7 +102,7 @@ def read_request(message: Message, job: Job, policy: Policy, dimensions: Dimensi
     """The message as a request, all but its arrays (`read_arrays`: their shapes depend on the positions).
 
     Raises `MessageError` on an unknown, missing or wrong key or record, a position that the models do not have, a round
-    beyond the job's or the policy's.
+    beyond the job's or the policy's, an evaluation that the job does not announce.
     """
     kind = message.metadata.message_type
     config = read_config(message)
@@ -116,6 +116,7 @@ def read_request(message: Message, job: Job, policy: Policy, dimensions: Dimensi
         split=_split(values, kind),
     )
     _check_fixed(request, job)
+    _check_evaluation(request, job)
     _check_strategy(config, request, job)
     return request
 
@@ -161,12 +162,13 @@ def _integer(values: dict[str, Any], key: str, kind: str, low: int, high: int) -
     return value
 
 
-def _split(values: dict[str, Any], kind: str) -> str:
+def _split(values: dict[str, Any], kind: str) -> EvaluationSplit | None:
     if "split" not in values:
-        return ""
-    if values["split"] not in SPLITS:
+        return None
+    found = next((split for split in SPLITS if split == values["split"]), None)
+    if found is None:
         raise _invalid(kind, f"'split' must be one of {list(SPLITS)}")
-    return str(values["split"])
+    return found
 
 
 def _check_fixed(request: Request, job: Job) -> None:
@@ -177,6 +179,14 @@ def _check_fixed(request: Request, job: Job) -> None:
     fixed = (job.selection.input_position, job.selection.output_position)
     if any(a is not None and a != f for a, f in zip(asked, fixed, strict=True)):
         raise _invalid(request.message, f"the job fixes the positions {fixed}")
+
+
+def _check_evaluation(request: Request, job: Job) -> None:
+    """A coordinator that could evaluate at will would learn of the same patients again and again."""
+    if request.split is None or request.round is None:
+        return
+    if not job.evaluates(request.split, request.round):
+        raise _invalid(request.message, f"the job does not evaluate round {request.round} on '{request.split}'")
 
 
 def _check_strategy(config: dict[str, Any], request: Request, job: Job) -> None:

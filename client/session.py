@@ -17,7 +17,8 @@ from client.locate import locate_site
 from client.outbox import Outbox
 from client.policy import Policy, load_policy
 from client.requests import Request, read_arrays, read_job, read_request
-from client.site import Site, Split, open_site
+from client.site import Site, open_site
+from client.site_file import Split
 
 if TYPE_CHECKING:
     from client.features import FeatureSet

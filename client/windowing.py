@@ -22,7 +22,8 @@ from client.labels import LabelSource, label_windows
 from client.preprocessing import finish_windows, prepare_run
 from client.quality import judge
 from client.readers.base import Recording, Signal
-from client.site import InputFormat, QualitySection, Role, SignalSection, Site, SiteFile, Split
+from client.site import InputFormat, Site
+from client.site_file import QualitySection, Role, SignalSection, SiteFile, Split
 
 log = logging.getLogger("fedbridge.site")
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bridge.job import Job
+from bridge.job import EvaluationSplit, Job
 from bridge.messages import CONFUSION_ITEMS, EVALUATE, Dimensions
 from bridge.metrics import accuracy, balanced_accuracy, f1_macro, f1_weighted
 from bridge.prototype import Arrays
@@ -38,7 +38,7 @@ def pooled_confusions(
     dimensions: Dimensions,
     arrays: Arrays,
     round_: int,
-    split: Literal["validation", "test"],
+    split: EvaluationSplit,
     at_least: int = 0,
 ) -> Pooled:
     """Ask every site to evaluate the bridge of `round_` on its patients of `split`.

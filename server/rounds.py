@@ -110,10 +110,9 @@ class Training:
 
     def _judge(self, round_: int, arrays: Arrays, loss: float | None) -> float | None:
         """The criterion of the bridge after this round where it is due; remembers the best, the earlier of equals."""
-        train, every = self.job.train, self.job.evaluate.every
-        keep_best = train.keep == "best"
-        if not (keep_best and not every) and not (every and (round_ % every == 0 or round_ == train.rounds)):
+        if not self.job.judges(round_):
             return None
+        train, keep_best = self.job.train, self.job.train.keep == "best"
         value, lost = loss, {}
         if train.criterion != "train_loss":
             pooled = pooled_confusions(

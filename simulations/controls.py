@@ -32,7 +32,8 @@ from bridge.prototype import Arrays
 from client.features import FeatureSet, features
 from client.requests import Request
 from client.session import Deadline
-from client.site import Site, SplitsSection, open_site, write_site_file
+from client.site import Site, open_site
+from client.site_file import SplitsSection, write_site_file
 from client.training import train_update
 from server.initialisation import first_broadcast
 from server.models import read_models

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from client.site import Role, Site
+from client.site import Site
+from client.site_file import Role
 from client.windowing import Windows, windows_of
 from server.report.windows import ExampleWindow
 from simulations.source import PatientData, Source

@@ -27,15 +27,14 @@ from bridge.job import Job, Models, job_text
 from client.errors import NoWindowsError
 from client.policy import Policy
 from client.policy import template as policy_template
-from client.site import (
+from client.site import InputFormat, Site
+from client.site_file import (
     CacheSection,
-    InputFormat,
     LabelsSection,
     ModelsSection,
     QualitySection,
     ReaderSection,
     SignalSection,
-    Site,
     SiteFile,
     SplitsSection,
     WindowSection,
@@ -207,11 +206,11 @@ def _public_site(folder: Path, file: SiteFile, members: Sequence[PatientData]) -
 def _write_sites(
     source: Source, dealt: Sequence[Hospital], config: SimulationConfig, folder: Path, copy: bool, progress: Progress
 ) -> None:
-    digits = len(str(len(dealt)))
+    names = _site_names(len(dealt))
     for i, hospital in enumerate(dealt):
         progress("site folders", i, len(dealt))
         place = folder / SITES / f"site-{i}"
-        name = f"hospital-{i + 1:0{digits}d}"
+        name = names[i]
         members = _members(source, (*hospital.pair, *hospital.validation, *hospital.test))
         _write_recordings(place / "recordings", members, copy=copy)
         _write_labels(place / "labels.csv", members)
@@ -229,6 +228,11 @@ def _write_sites(
         )
         write_site_file(place / "site.yaml", file)
     progress("site folders", len(dealt), len(dealt))
+
+
+def _site_names(count: int) -> tuple[str, ...]:
+    digits = len(str(count))
+    return tuple(f"hospital-{i + 1:0{digits}d}" for i in range(count))
 
 
 def policy_text(policy: Policy, site: str) -> str:
@@ -265,11 +269,19 @@ def _write_texts(config: SimulationConfig, folder: Path, out: Path, sites: int) 
         task_head=read_card(models / HEAD, HeadCard).digest,
     )
     build_app(folder / APP)
-    _write_text(folder / JOB, job_text(config.job(digests)))
+    _write_text(folder / JOB, job_text(_with_expected(config.job(digests), _site_names(sites))))
     values = run_config(folder, engine="flower", resume=False)
     values |= {key: str(out / Path(str(values[key])).relative_to(folder)) for key in values if key.endswith("-folder")}
     _write_text(folder / RUN_CONFIG, toml_text(values))
     _write_text(folder / FEDERATION_CONFIG, toml_text(federation_config(sites, config.workers)))
+
+
+def _with_expected(job: Job, names: tuple[str, ...]) -> Job:
+    """The job with the sites that it expects, so that the server need not wait for more to come."""
+    if job.sites.expected:
+        return job
+    expected = tuple(job.sites.weights) or names
+    return job.model_copy(update={"sites": job.sites.model_copy(update={"expected": expected})})
 
 
 def _common(source: Source) -> dict[str, object]:

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from bridge.job import Job
 from client.policy import template
-from client.site import SiteFile
+from client.site_file import SiteFile
 from simulations.config import SimulationConfig
 
 INTRODUCTION = """\

@@ -86,3 +86,23 @@ def test_weights_are_public_numbers_by_site_and_equal_where_none_are_given() -> 
     sites = SitesJob(weights={"a": 0.25})
     assert (sites.weight("a"), sites.weight("b")) == (0.25, 1.0)
     assert Models(old_encoder="a", new_encoder="b", task_head="c") == parse_job(MINIMAL).models
+
+
+@pytest.mark.parametrize(
+    ("more", "validation", "test"),
+    [
+        ("", [], [5]),
+        ("evaluate: {final: false}", [], []),
+        ("evaluate: {every: 2}", [2, 4, 5], [5]),
+        ("evaluate: {every: 9}", [5], [5]),
+        ("train: {keep: best}", [1, 2, 3, 4, 5], [1, 2, 3, 4, 5]),
+        ("train: {keep: best}\nevaluate: {every: 2}", [2, 4, 5], [2, 4, 5]),
+        ("train: {keep: best, criterion: train_loss}", [], [1, 2, 3, 4, 5]),
+        ("train: {criterion: train_loss}\nevaluate: {every: 2}", [], [5]),
+    ],
+)
+def test_the_rounds_that_a_job_evaluates(more: str, validation: list[int], test: list[int]) -> None:
+    job = parse_job(MINIMAL + more)
+    job = job.model_copy(update={"train": job.train.model_copy(update={"rounds": 5})})
+    assert [n for n in range(1, 6) if job.evaluates("validation", n)] == validation
+    assert [n for n in range(1, 6) if job.evaluates("test", n)] == test

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from bridge.windows import Preprocessing, WindowSpec
 from client.readers.base import LabelTrack, Recording, Signal
-from client.site import InputFormat, Role, SiteFile
+from client.site import InputFormat
+from client.site_file import Role, SiteFile
 
 PLAIN = Preprocessing(normalise="none")
 

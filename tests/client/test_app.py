@@ -23,7 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "query.probe": {},
     "query.similarity": {"input-position": 1},
     "train": train_config(),
-    "evaluate": {**train_config(), "split": "test"},
+    "evaluate": {**train_config(3), "split": "test"},
 }
 
 
@@ -248,9 +248,12 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("train", train_config(), {"records": {"extra": MetricRecord({"a": 1.0})}}),
     ("train", train_config(), {"records": {"arrays": ConfigRecord({"A": 1})}}),
     ("train", train_config(), {"records": {"config": MetricRecord({"round": 1})}}),
-    ("evaluate", train_config(), {}),
-    ("evaluate", {**train_config(), "split": "pair"}, {}),
-    ("evaluate", {**train_config(), "split": "test", "patients": ["x"]}, {}),
+    ("evaluate", train_config(3), {}),
+    ("evaluate", {**train_config(3), "split": "pair"}, {}),
+    ("evaluate", {**train_config(3), "split": "test", "patients": ["x"]}, {}),
+    # the job of these tests evaluates its last round on the test patients, and nothing else
+    ("evaluate", {**train_config(2), "split": "test"}, {}),
+    ("evaluate", {**train_config(3), "split": "validation"}, {}),
 ]
 
 
@@ -284,6 +287,19 @@ def test_a_round_beyond_the_policys_is_refused_although_the_job_allows_it(small:
     job = build_job(small.models, train={"rounds": 2})
     assert code(small, "train", train_config(2), site, job=job) == 0
     assert code(small, "train", train_config(3), site, job=job) == ReasonCode.MESSAGE_INVALID
+
+
+def test_a_site_evaluates_no_more_often_than_the_job_announces(small: Small) -> None:
+    job = build_job(small.models, train={"rounds": 5}, evaluate={"every": 2, "final": False})
+
+    def answered(split: str) -> list[int]:
+        kinds = {round_: {**train_config(round_), "split": split} for round_ in range(1, 6)}
+        codes = {round_: code(small, "evaluate", config, job=job) for round_, config in kinds.items()}
+        assert set(codes.values()) <= {0, ReasonCode.MESSAGE_INVALID}
+        return [round_ for round_, found in codes.items() if found == 0]
+
+    assert answered("validation") == [2, 4, 5]
+    assert answered("test") == []
 
 
 def test_positions_that_the_job_fixes(small: Small) -> None:
@@ -370,7 +386,7 @@ def test_every_item_of_a_reply_is_in_the_audit_log(small: Small, tmp_path: Path)
         sent += sorted((kind, name) for record in content.values() for name in record)
     lines = AuditLog(site / "audit.jsonl").verify()
     assert sorted((line.entry.message, line.entry.item) for line in lines) == sorted(sent)
-    assert [line.entry.round for line in lines] == [None] * 5 + [1] * 8
+    assert [line.entry.round for line in lines] == [None] * 5 + [1] * 5 + [3] * 3
     assert {line.entry.run for line in lines} == {"7"}
 
 

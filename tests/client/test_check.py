@@ -14,7 +14,7 @@ from rich.console import Console
 from bridge.errors import ExitCode
 from client.check import run_check
 from client.errors import ModelsError, NoWindowsError, SiteError, SiteFileError
-from client.site import write_site_file
+from client.site_file import write_site_file
 
 from .files import noise, site_file, write_npz
 from .sites import build_models

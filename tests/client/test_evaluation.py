@@ -20,7 +20,8 @@ CONFUSIONS = {"confusion.bridge", "confusion.teacher", "confusion.agreement"}
 
 
 def evaluate(site: Path, small: Small, split: str = "test") -> Message:
-    return ask(site, build_job(small.models), "evaluate", {**train_config(), "split": split}, some_bridge())
+    job = build_job(small.models, evaluate={"every": 3})
+    return ask(site, job, "evaluate", {**train_config(3), "split": split}, some_bridge())
 
 
 def some_bridge() -> dict[str, np.ndarray[Any, Any]]:

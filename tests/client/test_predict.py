@@ -16,7 +16,8 @@ from bridge.chain import export_chain
 from bridge.errors import ExportError
 from client.errors import ModelsDifferError
 from client.predict import predict_site, write_predictions
-from client.site import Split, open_site
+from client.site import open_site
+from client.site_file import Split
 from tests.client.sites import CLASSES, RATES, Small, ask, build_job, build_models, start_arrays, train_config
 
 Exported = tuple[Path, dict[str, NDArray[np.float32]]]

@@ -13,7 +13,8 @@ from bridge.encoders.cards import EncoderCard, HeadCard, read_card
 from bridge.errors import ExitCode
 from bridge.messages import ReasonCode
 from client.errors import ModelsError, NoWindowsError, RecordingError, SiteFileError
-from client.site import SplitsSection, open_site, write_site_file
+from client.site import open_site
+from client.site_file import SplitsSection, write_site_file
 
 from .files import site_file, write_npz
 from .sites import build_models, build_site

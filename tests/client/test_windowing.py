@@ -16,7 +16,8 @@ from client.errors import NoWindowsError, RecordingError, SiteFileError
 from client.labels import LabelSource, label_windows, read_label_csv
 from client.quality import judge
 from client.readers.base import LabelTrack, Recording, Signal
-from client.site import InputFormat, LabelsSection, QualitySection, Site, open_site, write_site_file
+from client.site import InputFormat, Site, open_site
+from client.site_file import LabelsSection, QualitySection, write_site_file
 from client.windowing import cut, windows_of
 
 from .files import PLAIN, formats, noise, recording, site_file, write_npz

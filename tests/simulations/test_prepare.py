@@ -71,6 +71,20 @@ def test_the_job_names_the_models_that_lie_beside_it(prepared: Path) -> None:
     assert read_config(prepared) == tiny()
 
 
+def test_the_job_expects_the_sites_that_were_made(prepared: Path) -> None:
+    names = tuple(open_site(folder).name for folder in site_folders(prepared))
+    assert names == ("hospital-1", "hospital-2")
+    assert read_job(prepared).sites.expected == names
+    assert read_config(prepared).sites.expected == ()
+
+
+def test_the_job_expects_whom_the_configuration_names(tmp_path: Path, session_cache: Path) -> None:
+    named = prepare(tiny("sites.expected=[hospital-2]", "sites.minimum=1"), tmp_path / "named")
+    assert read_job(named).sites.expected == ("hospital-2",)
+    weighted = prepare(tiny("sites.weights={hospital-1: 0.5}", "sites.minimum=1"), tmp_path / "weighted")
+    assert read_job(weighted).sites.expected == ("hospital-1",)
+
+
 def test_flowers_two_files_hold_the_job_and_absolute_paths(prepared: Path) -> None:
     values = tomllib.loads((prepared / "run-config.toml").read_text())
     assert parse_job(values["job"]) == read_job(prepared)
