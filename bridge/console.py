@@ -1,15 +1,40 @@
-"""How the three console commands end: an error of fedbridge's own becomes three lines on stderr and its exit code."""
+"""What the three console commands share: `--version`, and how they end.
+
+An error of fedbridge's own becomes three lines on stderr and its exit code.
+"""
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
 
 from bridge.errors import FedbridgeError
 
-if TYPE_CHECKING:
-    import typer
+
+def new_app(text: str) -> typer.Typer:
+    """A command with sub-commands, `text` as its help and the option `--version`; main options are the same for all."""
+    app = typer.Typer(help=text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the versions and exit.", is_eager=True, callback=_print_version)
+        ] = False,
+    ) -> None:
+        pass
+
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedbridge {version('fedbridge')}, Flower {version('flwr')}, Python {platform.python_version()}")
+        raise typer.Exit
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:

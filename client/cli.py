@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bridge.console import run_app
+from bridge.console import new_app, run_app
 
 if TYPE_CHECKING:
     from client.audit import Line
     from client.site import Site
 
-app = typer.Typer(
-    name="fedbridge-site",
-    help="The hospital's side of fedbridge: look at your recordings, at what your policy permits and at what has left, "
-    "and use a trained bridge. None of these commands connects to anything.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
+app = new_app(
+    "The hospital's side of fedbridge: look at your recordings, at what your policy permits and at what has left, "
+    "and use a trained bridge. None of these commands connects to anything."
 )
 audit_app = typer.Typer(help="Look at the log of everything that left this site.", no_args_is_help=True)
 policy_app = typer.Typer(help="Look at what this site permits.", no_args_is_help=True)
@@ -60,15 +56,17 @@ def predict(
     bridge: Annotated[Path, typer.Argument(metavar="BRIDGE_DIR", help="Folder of an exported bridge (manifest.json).")],
     site: SiteArgument,
     out: Annotated[Path, typer.Option(help="The CSV file to write.")] = Path("predictions.csv"),
-    split: Annotated[SplitChoice, typer.Option(help="Patients of which split; by default all.")] = SplitChoice.all,
+    split: Annotated[SplitChoice, typer.Option(help="Patients of which split.")] = SplitChoice.all,
 ) -> None:
     """Predict the class of each window from the new modality alone, and write a CSV file that stays here.
 
-    The old modality is not needed. A row is one window: patient, recording, start in seconds, prediction, and the
-    probability of each class.
+    The old modality is not needed.
+
+    A row is a window: patient, recording, start in seconds, prediction, and the probability of each class.
     """
     from client.predict import predict_site, write_predictions
-    from client.site import SPLITS, open_site
+    from client.site import open_site
+    from client.site_file import SPLITS
 
     chosen = next((each for each in SPLITS if each == split.value), None)
     windows, probabilities, manifest = predict_site(bridge, open_site(site), chosen)

@@ -7,21 +7,20 @@ from typing import Annotated
 
 import typer
 
-from bridge.console import run_app
+from bridge.console import new_app, run_app
 
-app = typer.Typer(
-    help="Read the run folders that a coordinator's runs leave.", no_args_is_help=True, pretty_exceptions_enable=False
-)
-
-Out = Annotated[Path | None, typer.Option("--out", help="The HTML file to write.", dir_okay=False)]
+app = new_app("The coordinator's side of fedbridge: read the run folders that its runs leave. Flower starts the runs.")
 
 
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run: it holds run.json.")],
-    out: Out = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The HTML file to write.", dir_okay=False, show_default="DIR/report.html"),
+    ] = None,
 ) -> None:
-    """Render a run folder as one self-contained HTML page (default: DIR/report.html)."""
+    """Render a run folder as one self-contained HTML page."""
     from server.report.render import write_report
 
     typer.echo(str(write_report(folder, out)))
@@ -30,8 +29,10 @@ def report(
 @app.command()
 def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="Folders of runs.")],
-    out: Out = None,
-    csv: Annotated[Path | None, typer.Option("--csv", help="A CSV file to write, one line a run.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="An HTML file to write.", dir_okay=False)] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="A CSV file to write, one line a run.", dir_okay=False)
+    ] = None,
 ) -> None:
     """Put runs side by side: a table here, and an HTML page or a CSV file where asked for."""
     from server.report.compare import comparison_csv, load_runs, write_comparison

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bridge.console import run_app
+from bridge.console import new_app, run_app
 
 if TYPE_CHECKING:
     from server.record import Metric, Metrics, RunRecord
     from simulations.config import SimulationConfig
     from simulations.run import EngineName
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Simulate a study of many hospitals on one machine.")
+app = new_app("Simulate a study of many hospitals on one machine.")
 
-ConfigArgument = Annotated[Path, typer.Argument(help="A configuration, such as configs/demo.yaml.", metavar="CONFIG")]
+ConfigArgument = Annotated[
+    Path, typer.Argument(help="A configuration, such as configs/demo.yaml.", metavar="CONFIG.yaml")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key, such as train.rounds=5. May be repeated."),
@@ -53,11 +55,12 @@ def prepare_command(
 def run_command(
     config: ConfigArgument,
     engine: Annotated[
-        str, typer.Option("--engine", help="local: one process; flower: Flower's own simulation.", metavar="ENGINE")
+        str,
+        typer.Option("--engine", help="local: one process; flower: Flower's own simulation.", metavar="local|flower"),
     ] = "local",
     set_: SetOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the run [default: runs/<name>-seed<seed>].")
+        Path | None, typer.Option("--out", help="Folder of the run.", show_default="runs/<name>-seed<seed>")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from client.cli import app, main
+from client.cli import main
 from client.policy import Policy
 from tests.client.sites import PERMISSIVE, Small, ask, build_job, build_site, start_arrays, train_config
 
@@ -137,13 +135,3 @@ def test_help_explains_every_command(capsys: pytest.CaptureFixture[str], monkeyp
         assert code == 0
         assert "SITE.yaml" in out
         assert len(out) > 400
-
-
-def test_the_command_line_itself_loads_nothing_heavy() -> None:
-    script = "import sys, client.cli; print([m for m in ('torch', 'flwr', 'sklearn', 'scipy') if m in sys.modules])"
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ), cwd=root
-    )
-    assert done.stdout.strip() == "[]", done.stderr
-    assert app.info.name == "fedbridge-site"
