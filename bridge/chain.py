@@ -26,6 +26,7 @@ from bridge.encoders.cards import CARD, WEIGHTS, EncoderCard, HeadCard, read_car
 from bridge.encoders.loading import load_encoder
 from bridge.encoders.protocol import Encoder, check_position, mean_over_tokens
 from bridge.errors import ExportError, WeightsError
+from bridge.files import sync_to_disk
 from bridge.hashing import sha256_file, sha256_json
 from bridge.head import TaskHead, load_head
 from bridge.job import Models
@@ -239,7 +240,7 @@ def _write(folder: Path, models: Path, bridge: Mapping[str, NDArray[Any]], manif
         text = json.dumps(sealed.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False)
         (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
         for path in (*files.values(), partial / MANIFEST):
-            _sync(path)
+            sync_to_disk(path)
         _replace(folder, partial)
     finally:
         for left_over in folder.parent.glob(f".{folder.name}.*.partial"):
@@ -258,15 +259,7 @@ def _replace(folder: Path, partial: Path) -> None:
         if aside.exists():
             aside.rename(folder)
         raise
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_to_disk(folder.parent)
 
 
 def _verify(folder: Path, name: str, expected: str | None) -> None:

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from bridge.files import sync_to_disk, write_whole
 from bridge.hashing import canonical_json, sha256_json
 from client.errors import AuditError
 
@@ -141,17 +142,9 @@ class AuditLog:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        partial = self._head_path.with_name(f"{self._head_path.name}.{os.getpid()}")
-        try:
-            with partial.open("wb") as file:
-                file.write(canonical_json(asdict(head)))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self._head_path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(self._head_path, canonical_json(asdict(head)), sync=True)
         if new:
-            _sync_folder(self.path.parent)
+            sync_to_disk(self.path.parent)
 
     def _read_head(self) -> Head:
         if not self._head_path.exists():
@@ -306,11 +299,3 @@ def _shortened(path: Path, head: Head) -> AuditError:
         why=f"the head knows {head.lines} lines of {head.bytes} bytes, the log is shorter",
         fix=_TAMPERED,
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

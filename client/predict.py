@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bridge.chain import InferenceChain, Manifest, load_chain, read_manifest
 from bridge.errors import ExportError
+from bridge.files import write_whole
 from client.errors import ModelsDifferError
 from client.site import Site
 from client.site_file import Split
@@ -46,19 +47,17 @@ def write_predictions(
     Written in one rename. Raises `ExportError` where it can't be written.
     """
     table, chosen = windows.table, probabilities.argmax(axis=1)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    names = [f"probability_{name}" for name in classes]
+    writer.writerow(["patient", "recording", "start_seconds", "prediction", *names])
+    for row in range(len(table)):
+        shown = [f"{value:.6f}" for value in probabilities[row]]
+        place = [table.patients[row], table.recordings[row], f"{table.starts[row]:g}"]
+        writer.writerow([*place, classes[chosen[row]], *shown])
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            names = [f"probability_{name}" for name in classes]
-            writer.writerow(["patient", "recording", "start_seconds", "prediction", *names])
-            for row in range(len(table)):
-                shown = [f"{value:.6f}" for value in probabilities[row]]
-                place = [table.patients[row], table.recordings[row], f"{table.starts[row]:g}"]
-                writer.writerow([*place, classes[chosen[row]], *shown])
-        partial.replace(path)
+        write_whole(path, text.getvalue())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ExportError(
             f"{path}: the predictions can't be written",
             why=error.strerror or "",

@@ -7,7 +7,6 @@ is recognised and the one before it used. Safetensors and JSON: nothing in it ca
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
+from bridge.files import write_whole
 from bridge.hashing import sha256_array, sha256_json
 from bridge.prototype import Arrays
 from server.errors import ResumeError, RunFolderError
@@ -69,15 +69,9 @@ class CheckpointFolder:
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint; raises `RunFolderError` where that fails."""
         path = self.path / f"round-{checkpoint.round:06d}.safetensors"
-        partial = self.path / f".{path.name}.{os.getpid()}"
         sync = bool(checkpoint.stopped) or time.monotonic() - self._synced >= _SECONDS_BETWEEN_SYNCS
         try:
-            with partial.open("wb") as file:
-                file.write(_pack(checkpoint))
-                file.flush()
-                if sync:
-                    os.fsync(file.fileno())
-            partial.replace(path)
+            write_whole(path, _pack(checkpoint), sync=sync)
             if sync:
                 self._synced, self._durable = time.monotonic(), path
             for old in sorted(self.path.glob(_PATTERN))[:-_KEPT]:

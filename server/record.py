@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from bridge.config import Settings
+from bridge.files import write_whole
 from server.errors import RunFolderError
 
 RUN_JSON = "run.json"
@@ -145,10 +145,8 @@ class RunRecord(Settings):
 def write_record(folder: Path, record: RunRecord) -> None:
     """Write `run.json` in one atomic rename; raises `RunFolderError` where the folder can't be written."""
     text = json.dumps(record.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False, allow_nan=False)
-    partial = folder / f".{RUN_JSON}.{os.getpid()}"
     try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(folder / RUN_JSON)
+        write_whole(folder / RUN_JSON, text + "\n")
     except OSError as error:
         raise RunFolderError(
             f"{folder}: the run record can't be written",

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.files import whole_file
 from bridge.job import Job
 from bridge.messages import TRAIN
 from bridge.prototype import Arrays
@@ -209,10 +210,8 @@ def _control(place: _Place, name: str) -> Classes:
         answers = _linear_student(place, everything, job.seed)
     else:
         answers = _bridge_answers(place, everything, job, name)
-    path = _file(place.folder / CONTROLS_FOLDER, name)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.npy")
-    np.save(partial, answers, allow_pickle=False)
-    partial.replace(path)
+    with whole_file(_file(place.folder / CONTROLS_FOLDER, name)) as file:
+        np.save(file, answers, allow_pickle=False)
     return answers
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.files import whole_file, write_whole
 from bridge.metrics import confusion_matrix
 from client.windowing import WindowTable
 from server.errors import RunFolderError
@@ -62,10 +63,9 @@ class Predictions:
         """Write them in one atomic rename; raises `RunFolderError`."""
         arrays: dict[str, NDArray[Any]] = {f"table.{name}": values for name, values in vars(self.table).items()}
         arrays |= {f"predicted.{name}": values for name, values in self.predicted.items()}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
         try:
-            np.savez(partial, allow_pickle=False, pseudo_labels=self.pseudo_labels, **arrays)
-            partial.replace(path)
+            with whole_file(path) as file:
+                np.savez(file, allow_pickle=False, pseudo_labels=self.pseudo_labels, **arrays)
         except OSError as error:
             raise _unwritable(path, error) from error
 
@@ -80,17 +80,15 @@ class Predictions:
     def write_csv(self, path: Path, classes: Sequence[str]) -> None:
         """One line a test window: patient, recording, start_seconds, label, pseudo_label, bridge; classes by name."""
         names = [*classes, ""]  # -1, no label, is the last
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        table = self.table
+        table, text = self.table, io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["patient", "recording", "start_seconds", "label", "pseudo_label", "bridge"])
+        for row in range(len(table)):
+            place = table.patients[row], table.recordings[row], float(table.starts[row])
+            shown = table.labels[row], self.pseudo_labels[row], self.predicted["bridge"][row]
+            writer.writerow([*place, *(names[each] for each in shown)])
         try:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["patient", "recording", "start_seconds", "label", "pseudo_label", "bridge"])
-                for row in range(len(table)):
-                    place = table.patients[row], table.recordings[row], float(table.starts[row])
-                    shown = table.labels[row], self.pseudo_labels[row], self.predicted["bridge"][row]
-                    writer.writerow([*place, *(names[each] for each in shown)])
-            partial.replace(path)
+            write_whole(path, text.getvalue())
         except OSError as error:
             raise _unwritable(path, error) from error
 

@@ -17,6 +17,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from bridge.errors import FedbridgeError
+from bridge.files import write_whole
 from bridge.hashing import sha256_json
 from server.errors import ResumeError, RunFolderError
 from server.record import RUN_JSON, RunRecord, read_record, write_record
@@ -132,9 +133,7 @@ def _run_rotations(config: SimulationConfig, out: Path, engine: EngineName, prog
     records = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        partial = out / f".{CONFIG}.{os.getpid()}"
-        partial.write_text(config.text(), encoding="utf-8")
-        partial.replace(out / CONFIG)
+        write_whole(out / CONFIG, config.text())
     except OSError as error:
         raise RunFolderError(
             f"{out}: can't be written", why=error.strerror or "", fix="choose a writable --out"

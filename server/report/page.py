@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bridge.files import write_whole
 from server.errors import RunFolderError
 
 _HERE = Path(__file__).parent
@@ -28,12 +28,9 @@ def fill(template: str, content: Mapping[str, Any]) -> str:
 
 def write_file(path: Path, text: str) -> None:
     """Write in one atomic rename; raises `RunFolderError` where the file can't be written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, text)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise RunFolderError(
             f"{path}: can't be written", why=error.strerror or "", fix="name a file in a folder that can be written"
         ) from error

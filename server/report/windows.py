@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from bridge.config import Settings
+from bridge.files import write_whole
 from server.errors import RunFolderError
 
 EXAMPLE_WINDOWS = "example_windows.json"
@@ -37,7 +38,7 @@ _LIST = TypeAdapter(list[ExampleWindow])
 def write_example_windows(folder: Path, windows: Sequence[ExampleWindow]) -> None:
     """Write `example_windows.json`; raises `RunFolderError` where the folder can't be written."""
     try:
-        (folder / EXAMPLE_WINDOWS).write_bytes(_LIST.dump_json(list(windows)))
+        write_whole(folder / EXAMPLE_WINDOWS, _LIST.dump_json(list(windows)))
     except OSError as error:
         raise RunFolderError(
             f"{folder}: example windows can't be written",

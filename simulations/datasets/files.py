@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bridge.files import write_whole
 from simulations.errors import CohortError
 from simulations.source import cache_root
 
@@ -50,7 +50,5 @@ def cached_json(name: str, make: Callable[[], Any]) -> Any:
         # Absent or damaged: made anew.
         value = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(value))
     return value

@@ -1,0 +1,42 @@
+"""Files that are there whole or not at all, whatever is killed when."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def whole_file(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
+    """An open file that takes the name `path` when the block has ended well, in one rename, and is gone otherwise.
+
+    `sync` puts its content on the disk first: against a power cut, where a kill alone needs none. Raises `OSError`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes | str, *, sync: bool = False) -> None:
+    """Write a file, text as UTF-8, in one rename. Raises `OSError`; then what was there before is there still."""
+    with whole_file(path, sync=sync) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Put a file, or a folder's list of names, on the disk. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
