@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.check import Findings
-from client.errors import SiteError
+from client.errors import OutputError
 from client.labels import LabelSource
 from client.readers.base import Recording
 from client.site_file import Role
@@ -35,7 +35,7 @@ class _Row:
 
 
 def draw(findings: Findings, picture: Path) -> list[str]:
-    """Draw the picture; return what each row is, for the terminal. Raises `SiteError` where it can't be written."""
+    """Draw the picture; return what each row is, for the terminal. Raises `OutputError` where it can't be written."""
     from matplotlib.figure import Figure
 
     rows = _chosen(findings)
@@ -57,8 +57,10 @@ def draw(findings: Findings, picture: Path) -> list[str]:
     try:
         figure.savefig(picture, dpi=120)
     except (OSError, ValueError) as error:
-        raise SiteError(
-            f"{picture}: the picture can't be written", why=str(error), fix="name a .png file in a folder that you own"
+        raise OutputError(
+            f"{picture}: the picture can't be written",
+            why=getattr(error, "strerror", None) or str(error),
+            fix="name a .png file in a folder that you own",
         ) from error
     return [f"{row.path.name} from {row.start:g} s: {row.reason or 'accepted'}" for row in rows]
 

@@ -91,6 +91,13 @@ class AuditError(SiteError):
     reason = ReasonCode.STORAGE
 
 
+class OutputError(SiteError):
+    """A file that a command was asked to write can't be written."""
+
+    exit_code = ExitCode.STORAGE
+    reason = ReasonCode.STORAGE
+
+
 class CacheError(SiteError):
     """The feature cache can't be written (full disk, permissions)."""
 

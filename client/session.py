@@ -38,7 +38,7 @@ class Deadline:
                 ReasonCode.TOO_SLOW,
                 f"the message took longer than {self.seconds:g} s",
                 why="the policy's max_seconds_per_message is over",
-                fix="raise it, or fill the cache once with `fedbridge-site check`",
+                fix="raise it, or let the coordinator ask again: features that were computed are kept",
             )
 
 

@@ -189,8 +189,9 @@ def _check_same_time(name: str, signals: Sequence[Signal], quality: QualitySecti
         raise RecordingError(
             f"{name}: the two signals do not cover the same time: {spans}",
             why=f"they may differ by quality.length_tolerance_seconds, {quality.length_tolerance_seconds:g} s; "
-            "signals of different length are seldom aligned",
-            fix="align the file; or raise the tolerance, if both surely begin at the same moment; or exclude the file",
+            "signals of different length are seldom aligned, or have another rate than the reader's options say",
+            fix="align the file or correct the rate; or raise the tolerance, if both surely begin at the same moment; "
+            "or exclude the file",
         )
 
 

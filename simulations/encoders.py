@@ -31,7 +31,7 @@ from bridge.errors import WeightsError
 from bridge.hashing import sha256_array, sha256_json
 from bridge.head import save_head
 from bridge.windows import Preprocessing, WindowSpec
-from simulations.errors import CohortError
+from simulations.errors import UnwritableError
 from simulations.source import SignalSource, cache_root
 
 OLD, NEW, HEAD, PUBLIC_VECTORS = "old_encoder", "new_encoder", "task_head", "public_vectors.safetensors"
@@ -111,7 +111,7 @@ def train_models(
     """Train both encoders and the head, or take them from the cache, and put the models folder at `out`; return `out`.
 
     The two encoders are trained side by side in two processes. `data` names the public recordings in the cards.
-    Raises `SelectionError` where the public windows do not suffice, `CohortError` where the disk is full or read-only.
+    Raises `SelectionError` where the public windows do not suffice, `UnwritableError` where the disk is full or read-only.
     """
     key = sha256_json([_RECIPE, config.model_dump(mode="json"), list(classes), data, old.key(), new.key()])[:32]
     cached = cache_root() / "models" / key
@@ -144,7 +144,7 @@ def _into_place(make: Callable[[Path], None], target: Path) -> None:
             shutil.rmtree(target)
         partial.rename(target)
     except (OSError, SafetensorError) as error:
-        raise CohortError(
+        raise UnwritableError(
             f"{target}: the models can't be written",
             why=str(error),
             fix="free space, or set FEDBRIDGE_CACHE to a writable folder",

@@ -11,6 +11,12 @@ class CohortError(FedbridgeError):
     exit_code = ExitCode.DATA
 
 
+class UnwritableError(CohortError):
+    """What is made once (cohort, models) can't be written into the cache folder."""
+
+    exit_code = ExitCode.STORAGE
+
+
 class EngineError(FedbridgeError):
     """An engine could not be started, or its run failed."""
 

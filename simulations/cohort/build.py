@@ -20,7 +20,7 @@ from simulations.cohort.config import CohortConfig
 from simulations.cohort.devices import Device, draw_device, store_ecg, store_ppg
 from simulations.cohort.physiology import STATES, Segment, beat, draw_segments, draw_traits
 from simulations.cohort.waves import ecg, ppg
-from simulations.errors import CohortError
+from simulations.errors import CohortError, UnwritableError
 from simulations.source import LabelRow, PatientData, SignalSource, Source, cache_root
 
 GENERATOR = 1
@@ -53,7 +53,7 @@ def built_in_cohort(config: CohortConfig, *, progress: Progress | None = None) -
 
     `progress(done, total)` is called after each patient that is made. Files lie in
     `cache_root()/cohorts/<key of configuration and generator>`, one `.npz` a patient, laid out as `READER_OPTIONS` say.
-    Making is atomic: a folder that exists is whole. Raises `CohortError` where it can't be written or is damaged.
+    Making is atomic: a folder that exists is whole. Raises `UnwritableError`, and `CohortError` where it is damaged.
     """
     root = cache_root() / "cohorts"
     folder = root / cohort_key(config)
@@ -85,8 +85,8 @@ def _make(config: CohortConfig, root: Path, folder: Path, progress: Progress | N
         shutil.rmtree(making, ignore_errors=True)
 
 
-def _unwritable(path: Path, error: OSError) -> CohortError:
-    return CohortError(
+def _unwritable(path: Path, error: OSError) -> UnwritableError:
+    return UnwritableError(
         f"{path}: the built-in cohort can't be written",
         why=error.strerror or str(error),
         fix="free some disk space, or set FEDBRIDGE_CACHE to a folder that can be written",
