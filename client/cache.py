@@ -153,8 +153,10 @@ def _write(folder: Path, values: Mapping[str, Any], arrays: Mapping[str, NDArray
     stamps = {}
     for name, array in arrays.items():
         path = folder / f"{name}.npy"
+        content = np.ascontiguousarray(array)
         with path.open("wb") as file:
-            np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(content))
+            file.write(content.data)  # numpy's own way of writing does not tell that the disk is full
         status = path.stat()
         stamps[name] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256_file(path)}
     text = json.dumps({"values": values, "arrays": stamps}, ensure_ascii=False, allow_nan=False)
