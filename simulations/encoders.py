@@ -111,7 +111,8 @@ def train_models(
     """Train both encoders and the head, or take them from the cache, and put the models folder at `out`; return `out`.
 
     The two encoders are trained side by side in two processes. `data` names the public recordings in the cards.
-    Raises `SelectionError` where the public windows do not suffice, `UnwritableError` where the disk is full or read-only.
+    Raises `SelectionError` where the public windows do not suffice, `UnwritableError` where the disk
+    is full or read-only.
     """
     key = sha256_json([_RECIPE, config.model_dump(mode="json"), list(classes), data, old.key(), new.key()])[:32]
     cached = cache_root() / "models" / key
