@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -206,7 +207,7 @@ def _window(form: InputFormat) -> str:
 
 def _splits(findings: Findings) -> Table:
     classes = findings.site.file.labels.classes
-    table = _table("Windows by split", "split", ["patients", "recordings", "windows", *classes, "without label"])
+    table = _table("Windows by split", "split", ["patients", "recordings", "windows", *classes, "no label"])
     for split in (*SPLITS, _OTHER):
         mine = [each for each in findings.files if each.split == split]
         labels = sum((each.labels for each in mine), Counter[int]())
@@ -258,8 +259,8 @@ def _patients(files: Sequence[FileFinding]) -> Table:
 
 
 def _table(title: str, first: str, others: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
     for column in others:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,10 +29,7 @@ def probe_item(features: FeatureSet, job: Job, positions: int, classes: int, dea
 
     _demand_selection(job, PROBE)
     rows = selection_rows(features, job)
-    outputs = []
-    for position in range(positions):
-        outputs.append(features.new_output(position)[rows])
-        deadline.check()
+    outputs = _at_each_position(features.new_output, positions, rows, deadline)
     moments = job.selection.mode == "moments"
     statistic = probe_moments if moments else probe_scores
     value = statistic(
@@ -52,13 +50,21 @@ def similarity_item(features: FeatureSet, job: Job, m: int, positions: int, dead
 
     _demand_selection(job, SIMILARITY)
     rows = selection_rows(features, job)
-    inputs = []
-    for position in range(positions):
-        inputs.append(features.old_input(position)[rows])
-        deadline.check()
+    inputs = _at_each_position(features.old_input, positions, rows, deadline)
     moments = job.selection.mode == "moments"
     statistic = similarity_moments if moments else similarity_scores
     return ("similarity_moments" if moments else "similarity_scores"), statistic(features.new_output(m)[rows], inputs)
+
+
+def _at_each_position(
+    pooled: Callable[[int], NDArray[np.float32]], positions: int, rows: NDArray[np.int64], deadline: Deadline
+) -> list[NDArray[np.float32]]:
+    """The rows' features at every position, `(rows, width)` each, as long as there is time."""
+    found = []
+    for position in range(positions):
+        found.append(pooled(position)[rows])
+        deadline.check()
+    return found
 
 
 def selection_rows(features: FeatureSet, job: Job) -> NDArray[np.int64]:

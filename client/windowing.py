@@ -27,6 +27,8 @@ from client.site_file import QualitySection, Role, SignalSection, SiteFile, Spli
 
 log = logging.getLogger("fedbridge.site")
 
+_told: set[str] = set()
+
 _SLACK = 1e-6
 """Seconds by which times may differ through rounding."""
 
@@ -315,9 +317,12 @@ def windows_of(
 
 
 def report_problems(site: Site, problems: Sequence[FileProblem]) -> None:
-    """Say in the site's log which files were left out."""
+    """Say which files were left out; a process says it once of each."""
     for problem in problems:
-        log.warning("%s: left out: %s", site.name, str(problem.error).replace("\n", " "))
+        text = f"{site.name}: left out: {str(problem.error).replace(chr(10), ' ')}"
+        if text not in _told:
+            _told.add(text)
+            log.warning(text)
 
 
 def no_windows(

@@ -13,6 +13,7 @@ Each uses the run's own positions and first broadcast, the sites' own code (clie
 from __future__ import annotations
 
 import csv
+import logging
 import multiprocessing
 import os
 import shutil
@@ -269,7 +270,11 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _start_worker() -> None:
-    """Set up a process of the pool: one thread for torch, and an end when its parent is killed."""
+    """Set up a process of the pool: one thread for torch, and an end when its parent is killed.
+
+    Which files are left out has been told by the parent; a second voice on its terminal would break the bars.
+    """
+    logging.getLogger("fedbridge.site").setLevel(logging.ERROR)
     threading.Thread(target=_end_with_parent, name="orphaned", daemon=True).start()
     _one_thread()
 

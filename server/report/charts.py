@@ -307,7 +307,8 @@ def windows_chart(title: str, windows: Sequence[ExampleWindow], name: str) -> Ma
         for axes, window in zip(every, ordered, strict=True):
             seconds = [sample / window.rate_hz for sample in range(len(window.values))]
             axes.plot(seconds, window.values, color=GREEN_OR_BLUE[window.role], lw=1)
-            axes.set_ylabel(f"{window.modality}\n{window.channel}", rotation=0, ha="right", va="center")
+            name = "\n".join(dict.fromkeys((window.modality, window.channel)))
+            axes.set_ylabel(name, rotation=0, ha="right", va="center")
             axes.set_yticks([])
             axes.margins(x=0.005, y=0.1)
             axes.spines["left"].set_visible(False)

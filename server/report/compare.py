@@ -137,9 +137,9 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def differences(runs: Sequence[Run]) -> Table:
     """The configuration keys in which the runs differ, one row a key, one column a run; absent keys are `(none)`.
 
-    Keys of the configuration around a simulated job begin with `simulation.`.
+    Keys of the configuration around a simulated job begin with `simulation.`; what the job says too is not repeated.
     """
-    configs = [flat(run.record.config) | flat(run.folder.simulation, "simulation.") for run in runs]
+    configs = [_all_keys(run) for run in runs]
     keys = [key for config in configs for key in config]
     rows = []
     for key in dict.fromkeys(keys):
@@ -147,6 +147,11 @@ def differences(runs: Sequence[Run]) -> Table:
         if len(set(values)) > 1:
             rows.append((key, *values))
     return Table(("Key", *(run.label for run in runs)), rows)
+
+
+def _all_keys(run: Run) -> dict[str, str]:
+    job, around = flat(run.record.config), flat(run.folder.simulation)
+    return job | {f"simulation.{key}": value for key, value in around.items() if job.get(key) != value}
 
 
 def figures_table(runs: Sequence[Run], intervals: Sequence[str] = tuple(PREDICTOR_NAMES)) -> Table:

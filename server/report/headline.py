@@ -70,9 +70,27 @@ def remarks(record: RunRecord) -> list[str]:
     teacher, alone = _balanced(record.evaluation.teacher), _balanced(baselines.get("site_alone"))
     found = [
         _chance(bridge, _balanced(record.evaluation.chance)),
-        _distance(bridge, teacher, "its teacher", "what is lost by giving up the old modality"),
-        _distance(bridge, _balanced(baselines.get("centralised")), "all data on one machine", "what federation costs"),
-        _distance(bridge, alone, "a hospital alone, on average", "what the hospitals gain by training together"),
+        _distance(
+            bridge,
+            teacher,
+            "its teacher",
+            above="giving up the old modality loses nothing here",
+            below="what is lost by giving up the old modality",
+        ),
+        _distance(
+            bridge,
+            _balanced(baselines.get("centralised")),
+            "all data on one machine",
+            above="federation costs nothing here",
+            below="what federation costs",
+        ),
+        _distance(
+            bridge,
+            alone,
+            "a hospital alone, on average",
+            above="what the hospitals gain by training together",
+            below="the hospitals gain nothing by training together here",
+        ),
         _shuffled(bridge, _balanced(baselines.get("shuffled_pairs")), _balanced(record.evaluation.chance)),
     ]
     return [sentence for sentence in found if sentence]
@@ -82,13 +100,13 @@ def _balanced(metrics: Metrics | None) -> Metric | None:
     return None if metrics is None else metrics.balanced_accuracy
 
 
-def _distance(bridge: Metric, other: Metric | None, name: str, meaning: str) -> str:
+def _distance(bridge: Metric, other: Metric | None, name: str, *, above: str, below: str) -> str:
     if other is None:
         return ""
     points = round(100 * (bridge.value - other.value), 1)
     side = "above" if points > 0 else "below"
     where = f"lies {abs(points)} points {side}" if points else "is level with"
-    return f"The bridge {where} {name}: {meaning}. {_touch(bridge, other)}".strip()
+    return f"The bridge {where} {name}: {above if points >= 0 else below}. {_touch(bridge, other)}".strip()
 
 
 def _touch(one: Metric, other: Metric) -> str:

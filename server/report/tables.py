@@ -169,8 +169,8 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
             "Time",
             in_time(record.seconds) + (f", {in_time(_mean(row.seconds for row in rounds))} a round" if rounds else ""),
         ),
-        ("Left the sites in rounds", in_bytes(sum(row.bytes_up for row in rounds))),
-        ("Sent to the sites in rounds", in_bytes(sum(row.bytes_down for row in rounds))),
+        ("Left the sites in rounds, packed", in_bytes(sum(row.bytes_up for row in rounds))),
+        ("Sent to the sites in rounds, packed", in_bytes(sum(row.bytes_down for row in rounds))),
     ]
     if record.bridge is not None:
         shape = f"rank {record.bridge.rank}, {count(record.bridge.prototypes, 'prototype')}"

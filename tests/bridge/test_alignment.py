@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from bridge.alignment import NORM_FLOOR, aligner, alignment_loss
-from bridge.encoders.compact import CompactArchitecture, CompactEncoder
+from bridge.encoders.compact import CompactEncoder
 from bridge.errors import PositionError
 from bridge.job import AlignmentJob
 from bridge.privacy import Batch
-from bridge.windows import WindowSpec
 
 MASK = torch.tensor([[True, True, True, False], [False, True, False, True], [False] * 4, [True, False, False, False]])
 KINDS = ("cosine", "mse", "l1", "infonce")
@@ -162,14 +161,6 @@ def test_training_leaves_the_zero_start(loss: str) -> None:
         value.backward()
         optimiser.step()
     assert losses[-1] < 0.15 * losses[0]
-
-
-@pytest.fixture(scope="module")
-def encoder() -> CompactEncoder:
-    torch.manual_seed(0)
-    window = WindowSpec(modality="ECG", channels=("II",), rate_hz=50, samples=100)
-    small = CompactEncoder(window, CompactArchitecture(width=16, blocks=3, heads=2, tokens=10), digest="d")
-    return small.eval().requires_grad_(False)
 
 
 def test_the_aligner_judges_at_the_final_layer_window_by_window(encoder: CompactEncoder) -> None:

@@ -7,22 +7,13 @@ import pytest
 import torch
 
 from bridge.alignment import aligner
-from bridge.encoders.compact import CompactArchitecture, CompactEncoder
+from bridge.encoders.compact import CompactEncoder
 from bridge.errors import ConfigError
 from bridge.job import AlignmentJob, Job, Models, StrategyJob, TrainJob
 from bridge.privacy import Batch, NoPrivacy, Plan, TrainPlan, mechanism
 from bridge.prototype import BridgeShape, PrototypeBridge, initial_arrays
-from bridge.windows import WindowSpec
 
 SHAPE = BridgeShape(width_new=8, rank=2, tokens_old=10, prototypes=4, width_old=16)
-
-
-@pytest.fixture(scope="module")
-def encoder() -> CompactEncoder:
-    torch.manual_seed(0)
-    window = WindowSpec(modality="ECG", channels=("II",), rate_hz=50, samples=100)
-    small = CompactEncoder(window, CompactArchitecture(width=16, blocks=3, heads=2, tokens=10), digest="d")
-    return small.eval().requires_grad_(False)
 
 
 def batches(encoder: CompactEncoder, count: int = 12, seed: int = 0) -> list[Batch]:

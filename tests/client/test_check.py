@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_a_good_site_passes(tmp_path: Path) -> None:
     assert "6 usable recordings of 6 patients" in text
     assert "6 recordings hold I at 100 Hz" in text
     assert "6 recordings hold P at 40 Hz" in text
-    rows = {line.split()[1]: line.split()[3::2] for line in text.splitlines() if "│ pair" in line or "│ test" in line}
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith((" pair ", " test "))}
     assert rows["pair"][:3] == ["3", "3", "57"]
     assert rows["test"][:3] == ["1", "1", "19"]
     assert "in no split" in text
@@ -73,7 +74,7 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path: Path) -> None:
         "Problem: 4 file(s) can't be used",
     ):
         assert part in text, part
-    counted = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in text.splitlines() if "%" in line}
+    counted = dict(re.split(" {2,}", line.strip())[:2] for line in text.splitlines() if "%" in line)
     assert counted == {"ECG flat": "9", "PPG nan": "9"}
 
 
@@ -191,7 +192,7 @@ def test_real_recordings(
         assert text.count("has no PPG: no channel PLETH") == 3
     if name == "eegmat":
         # 02 and 13 without their rest (182 s, 45 windows), 20 and 35 without their task (62 s, 15 windows)
-        assert "ECG missing │     120" in text
+        assert re.search("ECG missing +120 ", text)
 
 
 def test_cinc2015_as_npz(shared_data: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_another_cohort_or_split_is_no_repeat(tmp_path: Path) -> None:
     (spread,) = spreads(loaded)
     assert [run.label for run in spread.runs] == ["0", "1"]
     assert differences(loaded).rows[-2:] == [
-        ("simulation.seed", "0", "1", "2"),
+        ("seed", "0", "1", "2"),
         ("simulation.split.seed", "5", "5", "6"),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from client.features import features
 from client.site import open_site
 from server.record import read_record
 from simulations.config import CONTROLS
-from simulations.controls import Mispaired, join_sites, mispairing, train_alone
+from simulations.controls import Mispaired, join_sites, mispairing, predict_all, train_alone
 from simulations.evaluation import Predictions
 from simulations.flower_engine import MARK, marked_processes
 from simulations.prepare import read_job, site_folders
@@ -113,6 +114,21 @@ def test_the_linear_student_is_a_logistic_regression_on_standardised_features(fi
     expected = student.predict((test.new_output(m) - mean) / scale)
     found = Predictions.load(finished / "predictions.npz").predicted["linear_student"]
     assert (found == expected).mean() > 0.97
+
+
+def test_a_file_that_is_left_out_is_told_once_and_by_this_process_alone(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder, symlinks=True, ignore=shutil.ignore_patterns("controls"))
+    site = open_site(folder / "sites" / "site-0")
+    broken = next(path for path in site.files() if site.file.splits.of(path.stem) == "pair")
+    broken.unlink()
+    broken.write_bytes(b"PK no archive")
+    predict_all(folder, tiny("controls=[linear_student, centralised]", "workers=2"), lambda what, done, total: None)
+    told = [record for record in caplog.records if record.name == "fedbridge.site"]
+    assert [broken.name in record.getMessage() for record in told] == [True]
+    assert broken.name not in capfd.readouterr().err.replace(told[0].getMessage(), "", 1)
 
 
 def test_controls_can_be_left_out(session_cache: Path, tmp_path: Path) -> None:
