@@ -76,6 +76,14 @@ class CacheConfig(Settings):
     max_gigabytes: float = Field(default=20.0, gt=0)
 
 
+class SimulatedPolicy(Policy):
+    """A hospital's policy with the defaults of a simulation, where hospitals are small and nobody is harmed."""
+
+    items: tuple[str, ...] = (*DEFAULT_ITEMS, "train_loss", *CONFUSION_ITEMS)
+    minimum_patients: int = Field(default=2, ge=1)
+    minimum_group: int = Field(default=1, ge=1)
+
+
 class SimulationConfig(Settings):
     """A simulated study. `seed` varies hospitals, initialisation and order; `split.seed` who is tested."""
 
@@ -94,7 +102,7 @@ class SimulationConfig(Settings):
     sites: SitesJob = SitesJob()
     evaluate: EvaluateJob = EvaluateJob()
     privacy: PrivacyJob = PrivacyJob()
-    policy: Policy = Policy(items=(*DEFAULT_ITEMS, "train_loss", *CONFUSION_ITEMS), minimum_patients=2, minimum_group=1)
+    policy: SimulatedPolicy = SimulatedPolicy()
     """What `prepare` writes into every site's policy file."""
     controls: tuple[Control, ...] = CONTROLS
     """Which controls are computed after the run; teacher and chance always are."""

@@ -103,7 +103,7 @@ def test_every_policy_is_explained_and_says_what_the_configuration_says(prepared
     for folder in site_folders(prepared):
         text = (folder / "policy.yaml").read_text()
         policy = load_policy(folder / "policy.yaml")
-        assert policy == tiny().policy.model_copy(update={"site": open_site(folder).name})
+        assert policy.model_dump() == tiny().policy.model_dump() | {"site": open_site(folder).name}
         assert "confusion.bridge" in policy.items
         lines = text.splitlines()
         for key in yaml.safe_load(text):
