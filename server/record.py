@@ -165,9 +165,10 @@ def read_record(folder: Path) -> RunRecord:
             f"{path}: can't be read", why=error.strerror or "", fix="name the folder of a run (it holds run.json)"
         ) from error
     except (ValidationError, UnicodeDecodeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
         raise RunFolderError(
             f"{path}: is not a run record of schema fedbridge.run/1",
-            why=str(error).splitlines()[0],
+            why=f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ") if first else str(error),
             fix="use the file as the run wrote it",
         ) from error
 

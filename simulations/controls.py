@@ -171,8 +171,8 @@ def _tasks(config: SimulationConfig, sites: Sequence[Site]) -> list[str]:
 
 
 def _compute(place: _Place, tasks: Sequence[str], workers: int, progress: Progress) -> dict[str, Classes]:
-    kept = place.folder / CONTROLS_FOLDER
-    found = {name: np.load(_file(kept, name), allow_pickle=False) for name in tasks if _file(kept, name).is_file()}
+    kept = {name: _kept(_file(place.folder / CONTROLS_FOLDER, name)) for name in tasks}
+    found = {name: answers for name, answers in kept.items() if answers is not None}
     left = [name for name in tasks if name not in found]
     progress("controls", len(found), len(tasks))
     for name, answers in _side_by_side(place, left, workers) if workers > 1 else _in_turn(place, left):
@@ -213,6 +213,15 @@ def _control(place: _Place, name: str) -> Classes:
         answers = _bridge_answers(place, everything, job, name)
     with whole_file(_file(place.folder / CONTROLS_FOLDER, name)) as file:
         np.save(file, answers, allow_pickle=False)
+    return answers
+
+
+def _kept(path: Path) -> Classes | None:
+    """Answers that an earlier start computed; None where there are none, or a damaged file."""
+    try:
+        answers: Classes = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
     return answers
 
 

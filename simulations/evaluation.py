@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,11 +72,18 @@ class Predictions:
 
     @classmethod
     def load(cls, path: Path) -> Predictions:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as stored:
+        """Read what `save` wrote; raises `RunFolderError` where it is something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                stored = dict(file)
+            pseudo_labels = stored.pop("pseudo_labels")
             table = {key.removeprefix("table."): stored[key] for key in stored if key.startswith("table.")}
             predicted = {key.removeprefix("predicted."): stored[key] for key in stored if key.startswith("predicted.")}
-            return cls(WindowTable(**table), stored["pseudo_labels"], predicted)
+            return cls(WindowTable(**table), pseudo_labels, predicted)
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise RunFolderError(
+                f"{path}: is damaged", why=str(error), fix="remove it and --resume: it is computed again"
+            ) from error
 
     def write_csv(self, path: Path, classes: Sequence[str]) -> None:
         """One line a test window: patient, recording, start_seconds, label, pseudo_label, bridge; classes by name."""
@@ -155,4 +163,6 @@ def _group(part: Predictions, classes: int, config: BootstrapConfig, seed: int) 
 
 
 def _unwritable(path: Path, error: OSError) -> RunFolderError:
-    return RunFolderError(f"{path}: can't be written", why=error.strerror or "", fix="free space, then --resume")
+    return RunFolderError(
+        f"{path}: can't be written", why=error.strerror or str(error), fix="free space, then --resume"
+    )

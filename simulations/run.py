@@ -107,7 +107,14 @@ def _finish(config: SimulationConfig, folder: Path, record: RunRecord, progress:
     if not path.is_file():
         from simulations.controls import predict_all
 
-        predict_all(folder, config, progress).save(path)
+        try:
+            predict_all(folder, config, progress).save(path)
+        except OSError as error:
+            raise RunFolderError(
+                f"{folder}: the controls can't be read or written",
+                why=error.strerror or str(error),
+                fix="free space or correct the permissions, then --resume",
+            ) from error
     return _report(folder, record, Predictions.load(path), config, progress)
 
 
