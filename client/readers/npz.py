@@ -92,7 +92,7 @@ class NpzReader(Reader):
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
             raise RecordingError(
                 f"{path.name}: can't be read as .npz",
-                why=f"{type(error).__name__}: {error}",
+                why=_why_unread(path, error),
                 fix="copy the file again from its source, or exclude it in the site file",
             ) from error
 
@@ -234,3 +234,10 @@ def _labels(arrays: _Arrays, where: NpzLabel, seconds: float) -> LabelTrack:
         )
     starts, ends, found = runs_of(values.ravel(), 1.0 / arrays.number(where.rate))
     return LabelTrack(starts, ends, tuple(text(value.item()) for value in found))
+
+
+def _why_unread(path: Path, error: Exception) -> str:
+    """numpy takes what is no archive for a pickle and advises to load it unsafely: never repeat that."""
+    if isinstance(error, OSError) or zipfile.is_zipfile(path):
+        return f"{type(error).__name__}: {error}"
+    return "it is no .npz archive, or was cut short"
