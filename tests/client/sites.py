@@ -7,7 +7,7 @@ every 12 s. Everything is seeded. `ask` sends one real Flower message to the rea
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from bridge.encoders.compact import CompactArchitecture, CompactEncoder
 from bridge.encoders.loading import save_encoder
 from bridge.head import TaskHead, save_head
 from bridge.job import Job, job_text
-from bridge.messages import ITEMS
+from bridge.messages import ITEMS, SENTENCES, ReasonCode
 from bridge.prototype import BridgeShape, initial_arrays
 from bridge.windows import Modality, Preprocessing, WindowSpec
 
@@ -193,10 +193,31 @@ def train_config(round_: int = 1, m: int = 2, l: int = 1) -> dict[str, Any]:  # 
     return {"round": round_, "input-position": m, "output-position": l}
 
 
-def signal_pair(states: Sequence[int], seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """Both modalities of one recording whose hidden state is given second by second."""
-    rng = np.random.default_rng(seed)
-    return {key: _signal(key, np.asarray(states), rng) for key in RATES}
+KINDS: dict[str, dict[str, Any]] = {
+    "query.describe": {},
+    "query.probe": {},
+    "query.similarity": {"input-position": 1},
+    "train": train_config(),
+    "evaluate": {**train_config(3), "split": "test"},
+}
+"""A sound message of each type, for the job of `build_job`."""
+
+
+def arrays_for(kind: str) -> dict[str, NDArray[np.float32]] | None:
+    """The arrays of a sound message of that type."""
+    return start_arrays() if kind in ("train", "evaluate") else None
+
+
+def code(small: Small, kind: str, config: dict[str, Any] | None = None, site: Path | None = None, **more: Any) -> int:
+    """The code of the error with which the site answers; 0 where it answers with content."""
+    wanted = KINDS[kind] if config is None else config
+    arrays = more.pop("arrays", arrays_for(kind))
+    job = more.pop("job", build_job(small.models))
+    reply = ask(site or small.site, job, kind, wanted, arrays, **more)
+    if reply.has_error():
+        assert reply.error.reason == SENTENCES[ReasonCode(reply.error.code)]
+        return reply.error.code
+    return 0
 
 
 def _encoder(modality: Modality) -> CompactEncoder:
