@@ -26,7 +26,7 @@ from bridge.encoders.cards import CARD, WEIGHTS, EncoderCard, HeadCard, read_car
 from bridge.encoders.loading import load_encoder
 from bridge.encoders.protocol import Encoder, check_position, mean_over_tokens
 from bridge.errors import ExportError, WeightsError
-from bridge.files import sync_to_disk
+from bridge.files import cause, sync_to_disk
 from bridge.hashing import sha256_file, sha256_json
 from bridge.head import TaskHead, load_head
 from bridge.job import Models
@@ -172,7 +172,7 @@ def export_chain(
     except OSError as error:
         raise ExportError(
             f"{folder}: the bridge can't be exported",
-            why=error.strerror or str(error),
+            why=cause(error),
             fix="free space, or choose a folder that can be written",
         ) from error
 

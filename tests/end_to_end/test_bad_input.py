@@ -15,6 +15,7 @@ import wfdb
 import yaml
 
 from bridge.errors import ExitCode
+from client import cli
 from tests.client.disk import small_disk
 from tests.client.files import noise, write_edf, write_npz
 from tests.end_to_end.commands import SMOKE, attempt
@@ -84,12 +85,26 @@ def site(folder: Path, kind: str = "npz", **changes: Any) -> Path:
     return folder
 
 
-def check(folder: Path, *options: str | Path) -> tuple[int, str]:
-    return attempt("fedbridge-site", "check", folder, *options)
+Check = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Check:
+    """`fedbridge-site check FOLDER ...` by the command's entry point, in this process: it starts in no time."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str | Path) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["fedbridge-site", "check", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out + printed.err
+
+    return run
 
 
 @pytest.mark.parametrize("kind", ["npz", "edf", "wfdb"])
-def test_a_good_site_has_no_problem_and_a_truncated_file_is_named(kind: str, tmp_path: Path) -> None:
+def test_a_good_site_has_no_problem_and_a_truncated_file_is_named(kind: str, tmp_path: Path, check: Check) -> None:
     folder = site(tmp_path, kind)
     told(check(folder), ExitCode.OK, "4 usable recordings of 4 patients", "Everything fits the site file")
     data = folder / "recordings" / {"npz": "p1.npz", "edf": "p1.edf", "wfdb": "p1.dat"}[kind]
@@ -132,14 +147,14 @@ RECORDINGS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("fault", RECORDINGS)
-def test_a_recording_that_is_not_as_the_site_file_says(fault: str, tmp_path: Path) -> None:
+def test_a_recording_that_is_not_as_the_site_file_says(fault: str, tmp_path: Path, check: Check) -> None:
     spoil, parts = RECORDINGS[fault]
     folder = site(tmp_path)
     spoil(folder / "recordings")
     told(check(folder), ExitCode.DATA, *parts)
 
 
-def test_a_format_that_carries_its_rate_and_channels_is_held_to_them(tmp_path: Path) -> None:
+def test_a_format_that_carries_its_rate_and_channels_is_held_to_them(tmp_path: Path, check: Check) -> None:
     folder = site(tmp_path, "edf", new={"modality": "PPG", "channels": ["P"], "rate_hz": 64})
     told(check(folder), ExitCode.DATA, "Problem: 4 file(s) can't be used", "40 Hz", "64 Hz", "rate_hz")
     options = {**OPTIONS["edf"], "signals": {"ECG": {"channels": {"I": "I"}}, "PPG": {"channels": {"P": "pleth"}}}}
@@ -175,7 +190,9 @@ def flatten_all(folder: Path) -> None:
         (flatten_all, ("ECG flat 36 100.0%", "Problem: ", "no usable window: p0, p1, p2, p3")),
     ],
 )
-def test_too_few_patients_or_windows(spoil: Callable[[Path], None], parts: tuple[str, ...], tmp_path: Path) -> None:
+def test_too_few_patients_or_windows(
+    spoil: Callable[[Path], None], parts: tuple[str, ...], tmp_path: Path, check: Check
+) -> None:
     folder = site(tmp_path)
     spoil(folder)
     told(check(folder), ExitCode.DATA, *parts)
@@ -194,7 +211,7 @@ def test_an_unknown_key_of_the_configuration_names_the_closest(tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_key_of_the_site_file_or_the_policy_names_the_closest(tmp_path: Path) -> None:
+def test_an_unknown_key_of_the_site_file_or_the_policy_names_the_closest(tmp_path: Path, check: Check) -> None:
     folder = site(tmp_path, windows={"seconds": 2})
     told(
         check(folder),
@@ -216,7 +233,7 @@ def test_an_unknown_key_of_the_site_file_or_the_policy_names_the_closest(tmp_pat
         )
 
 
-def test_a_file_that_is_no_yaml_and_one_that_is_not_there(tmp_path: Path) -> None:
+def test_a_file_that_is_no_yaml_and_one_that_is_not_there(tmp_path: Path, check: Check) -> None:
     broken = text_of(tmp_path / "broken.yaml", "name: demo\ntrain: {rounds: 3\n")
     told(attempt("fedbridge-sim", "run", broken), ExitCode.CONFIG, f"{broken}: line 3", "not valid YAML", "What to do")
     told(check(tmp_path / "nowhere"), ExitCode.CONFIG, "nowhere", "can't be read", "What to do")
@@ -250,7 +267,7 @@ def test_a_disk_that_is_full_while_the_cohort_is_made(tmp_path: Path) -> None:
         assert not [path for path in disk.rglob("*") if path.is_file() and path.stat().st_size > 1000]
 
 
-def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_written(tmp_path: Path, check: Check) -> None:
     folder = site(tmp_path)
     picture = text_of(tmp_path / "file", "a file\n") / "windows.png"
     told(check(folder, "--picture", picture), ExitCode.STORAGE, str(picture), "can't be written", "What to do")

@@ -23,7 +23,7 @@ import client.app
 from bridge.errors import ExitCode
 from simulations import cli
 from simulations.local_grid import LocalGrid
-from tests.client.disk import small_disk
+from tests.client.disk import read_only, small_disk
 from tests.end_to_end.commands import SMOKE, call
 from tests.end_to_end.recorder.sitecustomize import wrap
 from tests.end_to_end.test_bad_input import told
@@ -318,6 +318,7 @@ def test_a_policy_that_forbids_updates_keeps_the_site_out(study: Study) -> None:
 
 
 def test_resume_with_a_changed_configuration_names_the_key(study: Study) -> None:
+    study.edit("job.yaml", lambda job: job["train"].__setitem__("rounds", 1), study.folder)
     told(study.run(), ExitCode.OK, "completed")
     before = (study.folder / "run.json").read_bytes()
     result = study.run("--resume", "--set", "train.learning_rate=0.5")
@@ -325,3 +326,39 @@ def test_resume_with_a_changed_configuration_names_the_key(study: Study) -> None
         result, ExitCode.CONFIG, f"error: {study.folder}", "another configuration", "train.learning_rate", "What to do"
     )
     assert (study.folder / "run.json").read_bytes() == before
+
+
+def test_files_of_a_run_that_were_damaged_are_named(study: Study) -> None:
+    study.edit("job.yaml", lambda job: job["train"].__setitem__("rounds", 1), study.folder)
+    told(study.run(), ExitCode.OK, "completed")
+    for name, text in (("predictions.npz", "is damaged"), ("run.json", "is not a run record")):
+        path = study.folder / name
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        told(study.run("--resume"), ExitCode.STORAGE, f"error: {path}: {text}", "Why: ", "What to do: ")
+        path.write_bytes(content)
+    told(study.run("--resume"), ExitCode.OK, "completed")
+
+
+def test_a_disk_that_is_full_at_the_export(study: Study, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:  # room for the study, not for a second copy of its models
+        there = Study(disk / "run", study.capture)
+        result = there.run()
+        told(result, ExitCode.STORAGE, f"error: {disk / 'run'}", "Why: ", "No space left on device", "What to do: ")
+        assert len(result[1]) < 1000
+        assert not (disk / "run" / "bridge").exists()
+
+
+def test_a_run_folder_that_became_read_only(study: Study) -> None:
+    with read_only(study.folder):
+        told(study.run(), ExitCode.STORAGE, f"error: {study.folder}: the run folder can't be written",
+             "Why: Read-only file system", "What to do: name a writable folder")  # fmt: skip
+    told(study.run(), ExitCode.OK, "completed")
+
+
+@pytest.mark.slow
+def test_flower_tells_what_is_wrong_with_the_job(study: Study) -> None:
+    path = study.folder / "job.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("local_steps:", "local_step:"), encoding="utf-8")
+    told(study.run("--engine", "flower"), ExitCode.RUN_FAILED, "unknown key 'train.local_step', did you mean 'local_steps'?",
+         "What to do", "flower.log")  # fmt: skip
