@@ -360,5 +360,5 @@ def test_a_run_folder_that_became_read_only(study: Study) -> None:
 def test_flower_tells_what_is_wrong_with_the_job(study: Study) -> None:
     path = study.folder / "job.yaml"
     path.write_text(path.read_text(encoding="utf-8").replace("local_steps:", "local_step:"), encoding="utf-8")
-    told(study.run("--engine", "flower"), ExitCode.RUN_FAILED, "unknown key 'train.local_step', did you mean 'local_steps'?",
-         "What to do", "flower.log")  # fmt: skip
+    closest = "unknown key 'train.local_step', did you mean 'local_steps'?"
+    told(study.run("--engine", "flower"), ExitCode.RUN_FAILED, closest, "What to do", "flower.log")
