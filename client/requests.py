@@ -21,7 +21,18 @@ from numpy.typing import NDArray
 
 from bridge.errors import ConfigError
 from bridge.job import EvaluationSplit, Job, parse_job
-from bridge.messages import ARRAYS, CONFIG, DESCRIBE, EVALUATE, PROBE, SIMILARITY, TRAIN, Dimensions
+from bridge.messages import (
+    ARRAYS,
+    CONFIG,
+    DESCRIBE,
+    EVALUATE,
+    ITEMS,
+    PROBE,
+    SIMILARITY,
+    TRAIN,
+    UPDATE_ITEMS,
+    Dimensions,
+)
 from client.errors import JobError, MessageError
 from client.policy import Policy
 
@@ -128,17 +139,14 @@ def read_arrays(message: Message, dimensions: Dimensions) -> dict[str, NDArray[n
     record = message.content[ARRAYS] if ARRAYS in message.content else None  # noqa: SIM401
     if not isinstance(record, ArrayRecord):
         raise _invalid(kind, f"its record '{ARRAYS}' is missing or no ArrayRecord")
-    shapes = {
-        "A": (dimensions.width_new, dimensions.rank),
-        "B": (dimensions.rank, dimensions.tokens_old * dimensions.prototypes),
-        "P": (dimensions.prototypes, dimensions.width_old),
-    }
+    # A broadcast has the shapes of its update.
+    shapes = {name.removeprefix("update."): ITEMS[name].resolved_shape(dimensions) for name in UPDATE_ITEMS}
     if set(record) != set(shapes):
         raise _invalid(kind, f"its arrays must be {list(shapes)}")
     return {name: _array(record, name, shape, kind) for name, shape in shapes.items()}
 
 
-def _array(record: ArrayRecord, name: str, shape: tuple[int, int], kind: str) -> NDArray[np.float32]:
+def _array(record: ArrayRecord, name: str, shape: tuple[int, ...], kind: str) -> NDArray[np.float32]:
     packed = record[name]
     if packed.dtype != "float32" or tuple(packed.shape) != shape:
         raise _invalid(kind, f"array {name} must be float32 {shape}, it claims {packed.dtype} {tuple(packed.shape)}")
