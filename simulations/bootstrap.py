@@ -79,11 +79,7 @@ def metrics(counts: PatientCounts, draws: NDArray[np.float64], level: float = 0.
 
     A figure that has no window (no labels at all) is null; samples in which it has none are left out.
     """
-    figures: dict[str, Metric | None] = {
-        name: _mean([counts.labels], draws, figure, level) for name, figure in _FIGURES.items()
-    }
-    figures["agreement"] = _mean([counts.agreement], draws, accuracy, level)
-    return Metrics(**figures)
+    return mean_metrics({"": counts}, draws, level)
 
 
 def mean_metrics(counts: Mapping[str, PatientCounts], draws: NDArray[np.float64], level: float = 0.95) -> Metrics:
