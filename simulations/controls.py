@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -43,8 +43,7 @@ from server.record import read_record
 from simulations.config import SimulationConfig
 from simulations.evaluation import ALONE, Classes, Predictions
 from simulations.prepare import MODELS, read_job, site_folders
-
-Progress = Callable[[str, int, int], None]
+from simulations.progress import Progress
 
 CONTROLS_FOLDER = "controls"
 _ALL = "all-hospitals"

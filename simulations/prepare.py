@@ -15,7 +15,7 @@ import csv
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,12 +45,10 @@ from simulations.config import DataConfig, SimulationConfig
 from simulations.encoders import HEAD, NEW, OLD, NewEncoderConfig, PublicWindows, train_models
 from simulations.flower_app import build_app
 from simulations.partitions import Hospital, hospitals
+from simulations.progress import Progress
 from simulations.run_config import RUN_CONFIG_DEFAULTS, Value, federation_config, toml_text
 from simulations.source import PatientData, Source, cache_root
 from simulations.split import Split, split_patients
-
-Progress = Callable[[str, int, int], None]
-"""`(what is being computed, done, of how many)`."""
 
 CONFIG, JOB, SITES, MODELS, APP = "config.yaml", "job.yaml", "sites", "models", "app"
 RUN_CONFIG, FEDERATION_CONFIG = "run-config.toml", "federation-config.toml"

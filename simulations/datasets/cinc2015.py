@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from pydantic import Field
 from bridge.config import Settings
 from bridge.hashing import sha256_file, sha256_json
 from simulations.datasets.files import cached_json, recordings
+from simulations.progress import Progress
 from simulations.source import LabelRow, PatientData, SignalSource, Source
 
 RATE_HZ = 125.0
@@ -41,8 +41,6 @@ _DETECTORS = (("neurokit", "neurokit"), ("neurokit", "rodrigues2021"))
 
 _LABELLING = 1
 """Part of the cache key: raised when the labelling changes."""
-
-Progress = Callable[[str, int, int], None]
 
 
 class Cinc2015Config(Settings):
