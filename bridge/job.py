@@ -6,12 +6,13 @@ This module imports no torch, so that a site can judge a job before anything hea
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
 from bridge.config import Settings, parse_model, parse_yaml
+from bridge.job_privacy import PrivacyJob
 
 EvaluationSplit = Literal["validation", "test"]
 
@@ -54,14 +55,27 @@ class SelectionJob(Settings):
 
 
 class BridgeJob(Settings):
-    """Size and start of the prototype bridge."""
+    """Size, form and start of the prototype bridge."""
 
+    kind: Literal["prototype", "factored"] = "prototype"
+    """`prototype`: the paper's. `factored`: the token axis of B through a fixed basis of cosines, far fewer parameters."""
     rank: int = Field(default=8, ge=1)
     """r: width of the bottleneck between A and B."""
     prototypes: int = Field(default=32, ge=1)
     """Rows of P; every old token is a mixture of them."""
-    initialisation: Literal["random", "public"] = "random"
-    """Prototypes: standard normal, or centroids of PUBLIC old tokens shipped with the models."""
+    cosines: int = Field(default=4, ge=1)
+    """K, for kind `factored`: cosines that span the token axis."""
+    initialisation: Literal["random", "public", "directions"] = "random"
+    """Prototypes: standard normal, or of PUBLIC old tokens shipped with the models: centroids (`public`) or principal
+    directions."""
+    frozen_prototypes: bool = False
+    """Whether the prototypes stay as they start: fewer parameters to train, and to add noise to."""
+    constant: Literal["none", "public"] = "none"
+    """Old tokens that are added to the bridge's output: none, or the mean of PUBLIC ones."""
+    whitening: Literal["none", "public"] = "none"
+    """Of the features that the bridge reads: none, or by mean and covariance of PUBLIC patients, with a one appended."""
+    components: int | None = Field(default=None, ge=1)
+    """Whitened components that are read; null: all."""
 
 
 class AlignmentJob(Settings):
@@ -78,8 +92,17 @@ class AlignmentJob(Settings):
 
 
 class TrainJob(Settings):
-    """Rounds of local training. A step is one mini-batch; every site takes equally many, so equal weights are fair."""
+    """Rounds of local training. A step is one mini-batch; every site takes equally many, so equal weights are fair.
 
+    `train: closed_form` is short for `train: {method: closed_form}`.
+    """
+
+    method: Literal["gradient", "closed_form"] = "gradient"
+    """`gradient`: rounds of training. `closed_form`: one message with the statistics of a ridge regression, no rounds."""
+    start: Literal["initial", "closed_form"] = "initial"
+    """For `gradient`: from the initial bridge, or from the closed form's."""
+    ridge: float = Field(default=0.1, gt=0)
+    """Ridge strength of the closed form, relative to the whitened features' variance."""
     rounds: int = Field(default=20, ge=1)
     """Broadcasts of the bridge; each policy bounds them, too."""
     local_steps: int = Field(default=20, ge=1)
@@ -94,6 +117,16 @@ class TrainJob(Settings):
     """Which round's bridge is exported."""
     criterion: Literal["train_loss", "agreement", "balanced_accuracy"] = "agreement"
     """For `keep: best`, on validation patients (train_loss: on the training ones); needs the policies' permission."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_method(cls, value: Any) -> Any:
+        return {"method": value} if isinstance(value, str) else value
+
+    @property
+    def solves(self) -> bool:
+        """Whether the closed form's statistics are asked for."""
+        return "closed_form" in (self.method, self.start)
 
 
 class StrategyJob(Settings):
@@ -150,13 +183,6 @@ class EvaluateJob(Settings):
     """Evaluate on the validation patients every so many rounds; 0: only where `keep: best` needs it."""
 
 
-class PrivacyJob(Settings):
-    """The mechanism asked for. A site refuses what its policy does not list."""
-
-    mechanism: Literal["none"] = "none"
-    """`none`: secrecy by policy and outbox alone, no formal guarantee."""
-
-
 class Job(Settings):
     """One study's job. `fedbridge-sim prepare` writes it resolved, with the digests of the models."""
 
@@ -175,20 +201,77 @@ class Job(Settings):
     evaluate: EvaluateJob = EvaluateJob()
     privacy: PrivacyJob = PrivacyJob()
 
+    @model_validator(mode="after")
+    def _holds_together(self) -> Job:
+        check_closed_form(self)
+        check_private(self)
+        return self
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of gradient training: none in the closed form."""
+        return self.train.rounds if self.train.method == "gradient" else 0
+
     def judges(self, round_: int) -> bool:
         """Whether the bridge of this round is judged by `train.criterion`."""
         every = self.evaluate.every
-        if not every:
+        if not every or not self.rounds:
             return self.train.keep == "best"
-        return round_ % every == 0 or round_ == self.train.rounds
+        return round_ % every == 0 or round_ == self.rounds
 
     def evaluates(self, split: EvaluationSplit, round_: int) -> bool:
         """Whether the bridge of this round may be evaluated on a split: the server asks no more, a site answers no
         more. Test patients judge a bridge that is kept, and nothing else."""
         if split == "validation":
             return self.train.criterion != "train_loss" and self.judges(round_)
-        kept = self.judges(round_) if self.train.keep == "best" else round_ == self.train.rounds
+        kept = self.judges(round_) if self.train.keep == "best" else round_ == self.rounds
         return self.evaluate.final and kept
+
+
+def check_closed_form(job: Any) -> None:
+    """Raise `ValueError` where a job, or a simulation's configuration, asks for a closed form that has none."""
+    bridge = job.bridge
+    if job.train.solves and not (
+        bridge.kind == "factored"
+        and bridge.whitening == "public"
+        and bridge.frozen_prototypes
+        and bridge.initialisation != "random"
+    ):
+        raise ValueError(
+            "the closed form needs bridge.kind factored, bridge.whitening public, bridge.frozen_prototypes true and "
+            "bridge.initialisation public or directions"
+        )
+    if job.train.method == "closed_form" and job.train.keep == "best":
+        raise ValueError("train.keep 'best' has no rounds to choose from with the closed form: leave it out")
+
+
+def check_private(job: Any) -> None:
+    """Raise `ValueError` where a job, or a simulation's configuration, asks for what no private mechanism can give."""
+    if not job.privacy.private:
+        return
+    mechanism, train = job.privacy.mechanism, job.train
+    refused = (
+        (job.selection.mode == "moments", "selection.mode 'moments': the sums are not bounded by patient"),
+        (
+            job.strategy.name not in ("FedAvg", "FedAdam", "FedYogi"),
+            f"strategy.name '{job.strategy.name}': its step is not a bounded sum of the updates",
+        ),
+        (
+            job.alignment.loss == "infonce" and job.alignment.negatives == "batch",
+            "alignment.negatives 'batch': a patient's loss would depend on others; use 'patient'",
+        ),
+        (
+            train.keep == "best" and train.criterion == "train_loss",
+            "train.criterion 'train_loss': the loss is not released; use 'agreement' or 'balanced_accuracy'",
+        ),
+        (
+            mechanism == "central" and train.method == "gradient" and train.local_steps != 1,
+            f"train.local_steps {train.local_steps}: a message is ONE gradient evaluation under central; use 1",
+        ),
+    )
+    for wrong, what in refused:
+        if wrong:
+            raise ValueError(f"privacy.mechanism '{mechanism}' does not go with {what}")
 
 
 def parse_job(text: str) -> Job:

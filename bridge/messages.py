@@ -22,11 +22,13 @@ import numpy as np
 from bridge.encoders.cards import EncoderCard, HeadCard
 from bridge.errors import ItemError
 from bridge.job import Job
+from bridge.shape import BridgeShape
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 
 DESCRIBE, PROBE, SIMILARITY, TRAIN, EVALUATE = "query.describe", "query.probe", "query.similarity", "train", "evaluate"
-MESSAGES = (DESCRIBE, PROBE, SIMILARITY, TRAIN, EVALUATE)
+CLOSED_FORM = "query.closed_form"
+MESSAGES = (DESCRIBE, PROBE, SIMILARITY, CLOSED_FORM, TRAIN, EVALUATE)
 
 SITE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 """A site's agreed name: it leaves the site, so it is a plain word and no place for anything else."""
@@ -54,6 +56,10 @@ class ReasonCode(IntEnum):
     GROUP_TOO_SMALL = 113
     STORAGE = 114
     TOO_SLOW = 115
+    PRIVACY_TOO_WEAK = 116
+    BUDGET_SPENT = 117
+    ASKED_AGAIN = 118
+    LEDGER_UNUSABLE = 119
 
 
 SENTENCES: MappingProxyType[ReasonCode, str] = MappingProxyType(
@@ -75,6 +81,10 @@ SENTENCES: MappingProxyType[ReasonCode, str] = MappingProxyType(
         ReasonCode.GROUP_TOO_SMALL: "The group of patients is smaller than the site's policy permits for metrics.",
         ReasonCode.STORAGE: "The site can't write to its disk.",
         ReasonCode.TOO_SLOW: "The message took longer than the site's policy permits.",
+        ReasonCode.PRIVACY_TOO_WEAK: "The site's policy demands stronger privacy than the job offers.",
+        ReasonCode.BUDGET_SPENT: "The patients' privacy budget does not suffice for the job.",
+        ReasonCode.ASKED_AGAIN: "The message was begun before and its reply was lost, or it is not of the reserved plan.",
+        ReasonCode.LEDGER_UNUSABLE: "The site's privacy ledger can't be used.",
     }
 )
 
@@ -86,12 +96,11 @@ class Dimensions:
     positions_new: int
     positions_old: int
     classes: int
-    rank: int = 0
-    prototypes: int = 0
-    width_new: int = 0
-    tokens_old: int = 0
-    width_old: int = 0
     probe_moments: int = 0
+    gram_released: bool = True
+    """Whether the closed form's statistics hold the Gram matrix."""
+    bridge: BridgeShape | None = None
+    """The bridge's sizes, once the positions are known."""
 
     @classmethod
     def of(
@@ -99,18 +108,30 @@ class Dimensions:
     ) -> Dimensions:
         """From the job and the cards; the bridge's sizes need the chosen `(m, l)`."""
         classes, folds = len(head.classes), job.selection.folds
-        sizes: dict[str, int] = {
-            "positions_new": new.positions,
-            "positions_old": old.positions,
-            "classes": classes,
-            "probe_moments": sum(folds * moments_length(width, classes) for _, width in new.layouts_out),
-        }
-        if positions is not None:
-            m, l = positions  # noqa: E741
-            tokens, width = old.layout(l, "in")
-            sizes |= {"width_new": new.layout(m, "out")[1], "tokens_old": tokens, "width_old": width}
-            sizes |= {"rank": job.bridge.rank, "prototypes": job.bridge.prototypes}
-        return cls(**sizes)
+        return cls(
+            positions_new=new.positions,
+            positions_old=old.positions,
+            classes=classes,
+            probe_moments=sum(folds * moments_length(width, classes) for _, width in new.layouts_out),
+            gram_released=not job.privacy.private or job.privacy.closed_form.gram == "released",
+            bridge=None if positions is None else BridgeShape.of(job.bridge, old, new, positions),
+        )
+
+    def size(self, term: str) -> int:
+        """One term of an item's shape: a whole number, a field, or a number of the bridge (0 before it is known)."""
+        if term.isdigit():
+            return int(term)
+        if hasattr(self, term):
+            return int(getattr(self, term))
+        if term == "statistics":
+            return 0 if self.bridge is None else closed_form_length(self.bridge, self.gram_released)
+        return 0 if self.bridge is None else int(getattr(self.bridge, term))
+
+
+def closed_form_length(shape: BridgeShape, gram: bool) -> int:
+    """Numbers in the closed form's statistics: a weight, the cross moments of A's inputs with the coefficients of the
+    old tokens, and with `gram` the upper triangle of the inputs' Gram matrix; in this order."""
+    return 1 + shape.rows * shape.columns + (shape.rows * (shape.rows + 1) // 2 if gram else 0)
 
 
 def moments_length(width: int, classes: int) -> int:
@@ -125,7 +146,7 @@ def moments_length(width: int, classes: int) -> int:
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that may leave a site. `shape` is written in fields of `Dimensions`, joined by `*` for a product."""
+    """One thing that may leave a site. `shape` is written in terms of `Dimensions.size`."""
 
     name: str
     message: str
@@ -139,11 +160,7 @@ class Item:
 
     def resolved_shape(self, dimensions: Dimensions) -> tuple[int, ...]:
         """The shape in numbers."""
-        sizes = []
-        for term in self.shape:
-            factors = (int(part) if part.isdigit() else int(getattr(dimensions, part)) for part in term.split("*"))
-            sizes.append(int(np.prod(list(factors))))
-        return tuple(sizes)
+        return tuple(dimensions.size(term) for term in self.shape)
 
 
 _UPDATE_BOUND = 1e6
@@ -165,15 +182,23 @@ _ITEMS = (
         "float64",
         opt_in=True,
     ),
+    Item("probe_sums", PROBE, "array", "choose the input position under privacy", ("positions_new",), "float64"),
     Item(
-        "update.A", TRAIN, "array", "train the bridge", ("width_new", "rank"), "float32", -_UPDATE_BOUND, _UPDATE_BOUND
+        "similarity_sums",
+        SIMILARITY,
+        "array",
+        "choose the output position under privacy",
+        ("positions_old",),
+        "float64",
     ),
+    Item("statistics", CLOSED_FORM, "array", "solve for the bridge in one step", ("statistics",), "float64"),
+    Item("update.A", TRAIN, "array", "train the bridge", ("rows", "rank"), "float32", -_UPDATE_BOUND, _UPDATE_BOUND),
     Item(
         "update.B",
         TRAIN,
         "array",
         "train the bridge",
-        ("rank", "tokens_old*prototypes"),
+        ("rank", "columns"),
         "float32",
         -_UPDATE_BOUND,
         _UPDATE_BOUND,
@@ -225,10 +250,29 @@ _ITEMS = (
     ),
 )
 
+_ITEMS = (
+    *_ITEMS,
+    Item(
+        "confusion_sums",
+        EVALUATE,
+        "array",
+        "judge bridge and teacher under privacy",
+        ("3", "classes", "classes"),
+        "float64",
+    ),
+)
+
 ITEMS: MappingProxyType[str, Item] = MappingProxyType({item.name: item for item in _ITEMS})
 DEFAULT_ITEMS = tuple(item.name for item in _ITEMS if not item.opt_in)
 UPDATE_ITEMS = ("update.A", "update.B", "update.P")
+PRIVATE_ITEMS = ("probe_sums", "similarity_sums", "statistics", *UPDATE_ITEMS, "confusion_sums")
+"""What leaves under a private mechanism, beside what describe answers and the weight."""
 CONFUSION_ITEMS = ("confusion.bridge", "confusion.teacher", "confusion.agreement")
+
+
+def update_items(shape: BridgeShape) -> tuple[str, ...]:
+    """The items of a train reply's update: one for each trained parameter."""
+    return tuple(f"update.{name}" for name in shape.trained)
 
 
 def declared(name: str, message: str) -> Item:

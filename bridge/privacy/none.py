@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from bridge.privacy.mechanism import Batch, Plan, SiteUpdate, TrainPlan
 from bridge.prototype import Arrays, PrototypeBridge
+
+if TYPE_CHECKING:
+    from bridge.privacy.noise import NoiseSource
 
 
 class NoPrivacy:
@@ -21,6 +25,7 @@ class NoPrivacy:
     """
 
     name = "none"
+    noised_at: Literal["nowhere", "site", "server"] = "nowhere"
 
     def site_update(self, bridge: PrototypeBridge, batches: Iterable[Batch], plan: TrainPlan) -> SiteUpdate:
         """One Adam step a batch; with `proximal_mu > 0` FedProx's term `mu/2 |w - broadcast|^2` is added to the
@@ -44,9 +49,11 @@ class NoPrivacy:
             update={name: end[name] - start[name] for name in start}, loss=sum(losses) / max(1, len(losses))
         )
 
-    def aggregate(self, updates: list[Arrays], plan: Plan) -> list[Arrays]:
+    def aggregate(
+        self, updates: Mapping[str, Arrays], weights: Mapping[str, float], plan: Plan, noise: NoiseSource | None
+    ) -> tuple[dict[str, Arrays], dict[str, float]]:
         """The strategy sees every site's update as it came."""
-        return updates
+        return dict(updates), dict(weights)
 
     def event(self, plan: Plan) -> None:
         """Nothing is promised, so nothing is accounted."""
