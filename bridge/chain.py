@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from bridge.config import Settings
@@ -30,7 +30,8 @@ from bridge.files import cause, sync_to_disk
 from bridge.hashing import sha256_file, sha256_json
 from bridge.head import TaskHead, load_head
 from bridge.job import Models
-from bridge.prototype import BridgeShape, PrototypeBridge
+from bridge.prototype import PrototypeBridge, check_arrays
+from bridge.shape import BridgeShape
 from bridge.windows import Preprocessing, WindowSpec
 
 MANIFEST, BRIDGE = "manifest.json", "bridge.safetensors"
@@ -60,15 +61,7 @@ class InferenceChain:
         """
         self.new_encoder, self.bridge, self.old_encoder, self.head = new_encoder, bridge, old_encoder, head
         self.m, self.l = check_position(new_encoder, m), check_position(old_encoder, l)
-        wanted = (new_encoder.layout(m, "out")[1], *old_encoder.layout(l, "in"))
-        shape = bridge.shape
-        if (shape.width_new, shape.tokens_old, shape.width_old) != wanted:
-            raise WeightsError(
-                f"the bridge does not fit between positions {m} and {l}",
-                why=f"it goes from width {shape.width_new} to {shape.tokens_old} tokens x {shape.width_old}, the "
-                f"encoders need {wanted[0]} to {wanted[1]} x {wanted[2]}",
-                fix="use the bridge with the encoders and positions that it was trained for",
-            )
+        _check_fit(bridge.shape, (new_encoder.layout(m, "out")[1], *old_encoder.layout(l, "in")), (m, l))
 
     def features(self, x: Tensor | NDArray[np.float32]) -> Tensor:
         """What the bridge reads: the pooled output of the new encoder's block `m`, `(windows, d_new)`.
@@ -108,10 +101,17 @@ class Manifest(Settings):
     kept_round: int = Field(ge=0)
     input_position: int = Field(ge=0)
     output_position: int = Field(ge=0)
-    shapes: dict[str, tuple[int, int]]
-    """Shape of each bridge parameter: A, B, P."""
+    kind: Literal["prototype", "factored"] = "prototype"
+    """Whether B has a column for each token and prototype, or for each of `cosines` and prototype."""
+    shapes: dict[str, tuple[int, ...]]
+    """Shape of each array of the bridge: A, B, P, and the public constants that it has (mean, whitening, constant)."""
     tokens_old: int = Field(gt=0)
+    cosines: int = Field(default=0, ge=0)
+    """Cosines that span the token axis of a factored bridge; 0 for the other kind."""
+    frozen_prototypes: bool = False
+    """Whether the prototypes are public vectors that training left alone."""
     parameters: int = Field(gt=0)
+    """Numbers that were trained."""
     classes: tuple[str, ...]
     new_window: WindowSpec
     old_window: WindowSpec
@@ -126,8 +126,30 @@ class Manifest(Settings):
 
     def bridge_shape(self) -> BridgeShape:
         """The sizes of the bridge."""
-        (width_new, rank), (prototypes, width_old) = self.shapes["A"], self.shapes["P"]
-        return BridgeShape(width_new, rank, self.tokens_old, prototypes, width_old)
+        rows, rank = self.shapes["A"]
+        prototypes, width_old = self.shapes["P"]
+        width_new, components = self.shapes.get("whitening", (rows, 0))
+        return BridgeShape(
+            width_new=width_new,
+            rank=rank,
+            tokens_old=self.tokens_old,
+            prototypes=prototypes,
+            width_old=width_old,
+            cosines=self.cosines,
+            components=components,
+            constant="constant" in self.shapes,
+            frozen_prototypes=self.frozen_prototypes,
+        )
+
+    @model_validator(mode="after")
+    def _is_one_bridge(self) -> Manifest:
+        if (self.kind == "factored") != (self.cosines > 0):
+            raise ValueError(f"a bridge of kind {self.kind} does not have {self.cosines} cosines")
+        if {name: len(size) for name, size in self.shapes.items() if name in ("A", "P")} != {"A": 2, "P": 2}:
+            raise ValueError("shapes must hold A and P with two sizes each")
+        if self.bridge_shape().arrays() != self.shapes:
+            raise ValueError("the shapes are not those of one bridge")
+        return self
 
 
 def export_chain(
@@ -135,29 +157,32 @@ def export_chain(
     *,
     models: Path,
     bridge: Mapping[str, NDArray[Any]],
+    shape: BridgeShape,
     positions: tuple[int, int],
     job_name: str,
     kept_round: int,
 ) -> Manifest:
     """Write a complete inference folder in one rename, replacing what was there; return its manifest.
 
-    `models` holds the folders `old_encoder`, `new_encoder` and `task_head`; `bridge` the parameters A, B, P;
+    `models` holds the folders `old_encoder`, `new_encoder` and `task_head`; `bridge` all arrays of `shape`;
     `positions` is `(m, l)`. Raises `WeightsError` where these don't fit each other, `ExportError` where the folder
     can't be written.
     """
     m, l = positions  # noqa: E741
     old, new = (read_card(models / name, EncoderCard) for name in MODELS[:2])
     head = read_card(models / "task_head", HeadCard)
-    tokens, width = old.layout(l, "in")
-    shape = BridgeShape(new.layout(m, "out")[1], bridge["A"].shape[1], tokens, bridge["P"].shape[0], width)
-    PrototypeBridge(shape).load_arrays(dict(bridge))
+    check_arrays(shape, bridge)
+    _check_fit(shape, (new.layout(m, "out")[1], *old.layout(l, "in")), positions)
     manifest = Manifest(
         job=job_name,
         kept_round=kept_round,
         input_position=m,
         output_position=l,
+        kind="factored" if shape.cosines else "prototype",
         shapes=shape.arrays(),
-        tokens_old=tokens,
+        tokens_old=shape.tokens_old,
+        cosines=shape.cosines,
+        frozen_prototypes=shape.frozen_prototypes,
         parameters=shape.parameters,
         classes=head.classes,
         new_window=new.window,
@@ -181,14 +206,16 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of an exported bridge, checked against its own hash. Raises `ExportError`."""
     path = folder / MANIFEST
     try:
-        manifest = Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        manifest = Manifest.model_validate(plain)
     except OSError as error:
         raise ExportError(
             f"{path}: can't be read", why=error.strerror or "", fix="name the folder of an exported bridge"
         ) from error
     except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _damaged(path, f"it is no manifest of schema fedbridge.bridge/1: {str(error).splitlines()[0]}") from error
-    if _digest(manifest) != manifest.sha256:
+    # Over the file's own keys: a folder that was exported before a key existed is still whole.
+    if _digest(plain) != manifest.sha256:
         raise _damaged(path, "its content does not hash to what it claims")
     return manifest
 
@@ -216,6 +243,17 @@ def load_chain(folder: Path) -> InferenceChain:
     )
 
 
+def _check_fit(shape: BridgeShape, wanted: tuple[int, int, int], positions: tuple[int, int]) -> None:
+    """Raise `WeightsError` where a bridge does not go from the new width to the old tokens and width."""
+    if (shape.width_new, shape.tokens_old, shape.width_old) != wanted:
+        raise WeightsError(
+            "the bridge does not fit between positions {} and {}".format(*positions),
+            why=f"it goes from width {shape.width_new} to {shape.tokens_old} tokens x {shape.width_old}, the "
+            f"encoders need {wanted[0]} to {wanted[1]} x {wanted[2]}",
+            fix="use the bridge with the encoders and positions that it was trained for",
+        )
+
+
 def _batched(step: Callable[[Tensor], Tensor], x: Tensor | NDArray[np.float32]) -> Tensor:
     """Run `step` over at most `BATCH` rows at a time without gradients; no rows still tell the result's shape."""
     parts = (x[start : start + BATCH] for start in range(0, max(len(x), 1), BATCH))
@@ -236,7 +274,7 @@ def _write(folder: Path, models: Path, bridge: Mapping[str, NDArray[Any]], manif
         (partial / BRIDGE).write_bytes(safetensors.numpy.save(tensors))
         files = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}
         listed = manifest.model_copy(update={"files": {name: sha256_file(path) for name, path in files.items()}})
-        sealed = listed.model_copy(update={"sha256": _digest(listed)})
+        sealed = listed.model_copy(update={"sha256": _digest(listed.model_dump(mode="json", by_alias=True))})
         text = json.dumps(sealed.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False)
         (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
         for path in (*files.values(), partial / MANIFEST):
@@ -280,5 +318,5 @@ def _damaged(path: Path, why: str) -> ExportError:
     return ExportError(f"{path}: not the file that was exported", why=why, fix="copy the whole exported folder again")
 
 
-def _digest(manifest: Manifest) -> str:
-    return sha256_json(manifest.model_dump(mode="json", by_alias=True, exclude={"sha256"}))
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return sha256_json({key: value for key, value in manifest.items() if key != "sha256"})

@@ -58,7 +58,7 @@ class BridgeJob(Settings):
     """Size, form and start of the prototype bridge."""
 
     kind: Literal["prototype", "factored"] = "prototype"
-    """`prototype`: the paper's. `factored`: the token axis of B through a fixed basis of cosines, far fewer parameters."""
+    """`prototype`: the paper's. `factored`: the token axis of B through a fixed basis of cosines; far smaller."""
     rank: int = Field(default=8, ge=1)
     """r: width of the bottleneck between A and B."""
     prototypes: int = Field(default=32, ge=1)
@@ -73,7 +73,7 @@ class BridgeJob(Settings):
     constant: Literal["none", "public"] = "none"
     """Old tokens that are added to the bridge's output: none, or the mean of PUBLIC ones."""
     whitening: Literal["none", "public"] = "none"
-    """Of the features that the bridge reads: none, or by mean and covariance of PUBLIC patients, with a one appended."""
+    """Of the features that the bridge reads: none, or by PUBLIC patients' mean and covariance, with a one appended."""
     components: int | None = Field(default=None, ge=1)
     """Whitened components that are read; null: all."""
 
@@ -98,7 +98,7 @@ class TrainJob(Settings):
     """
 
     method: Literal["gradient", "closed_form"] = "gradient"
-    """`gradient`: rounds of training. `closed_form`: one message with the statistics of a ridge regression, no rounds."""
+    """`gradient`: rounds of training. `closed_form`: one message with a ridge regression's statistics, no rounds."""
     start: Literal["initial", "closed_form"] = "initial"
     """For `gradient`: from the initial bridge, or from the closed form's."""
     ridge: float = Field(default=0.1, gt=0)

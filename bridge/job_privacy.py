@@ -65,7 +65,7 @@ class PrivateMetrics(_Noised):
 
 
 class PrivacyJob(Settings):
-    """The threat model by name, and the public numbers of its mechanism. A site refuses what its policy does not list."""
+    """The threat model by name and the numbers of its mechanism. A site refuses what its policy does not list."""
 
     mechanism: MechanismName = "none"
     """`none`: no formal guarantee. `local`: noise at the site. `central`: the server adds the noise to the sum."""
@@ -92,7 +92,7 @@ class PrivacyJob(Settings):
     def _delta_is_small(self) -> PrivacyJob:
         if self.private and self.delta * self.patients_bound > 0.1:
             raise ValueError(
-                f"delta {self.delta:g} is too large for patients_bound {self.patients_bound}: a mechanism that gives one "
-                f"patient away would satisfy it; use at most {0.1 / self.patients_bound:g}"
+                f"delta {self.delta:g} is too large for patients_bound {self.patients_bound}: a mechanism that gives "
+                f"one patient away would satisfy it; use at most {0.1 / self.patients_bound:g}"
             )
         return self

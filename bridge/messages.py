@@ -83,7 +83,7 @@ SENTENCES: MappingProxyType[ReasonCode, str] = MappingProxyType(
         ReasonCode.TOO_SLOW: "The message took longer than the site's policy permits.",
         ReasonCode.PRIVACY_TOO_WEAK: "The site's policy demands stronger privacy than the job offers.",
         ReasonCode.BUDGET_SPENT: "The patients' privacy budget does not suffice for the job.",
-        ReasonCode.ASKED_AGAIN: "The message was begun before and its reply was lost, or it is not of the reserved plan.",
+        ReasonCode.ASKED_AGAIN: "The message was begun before and its reply is lost, or its plan is used up.",
         ReasonCode.LEDGER_UNUSABLE: "The site's privacy ledger can't be used.",
     }
 )

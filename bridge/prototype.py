@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,80 +10,69 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bridge.cosines import cosine_basis
 from bridge.errors import WeightsError
+from bridge.shape import CONSTANTS, PARAMETERS, BridgeShape
 
 Arrays = dict[str, NDArray[np.float32]]
-"""Parameters by name: A `(d_new, rank)`, B `(rank, tokens*prototypes)`, P `(prototypes, d_old)`, as in the method."""
-
-PARAMETERS = ("A", "B", "P")
-
-
-@dataclass(frozen=True)
-class BridgeShape:
-    """All sizes of a bridge: the only thing needed to build one."""
-
-    width_new: int
-    rank: int
-    tokens_old: int
-    prototypes: int
-    width_old: int
-
-    @property
-    def parameters(self) -> int:
-        """d_new*r + r*tokens*prototypes + prototypes*width (BioX-Bridge, section 3)."""
-        return sum(rows * columns for rows, columns in self.arrays().values())
-
-    def arrays(self) -> dict[str, tuple[int, int]]:
-        """Shape of each parameter by name."""
-        return {
-            "A": (self.width_new, self.rank),
-            "B": (self.rank, self.tokens_old * self.prototypes),
-            "P": (self.prototypes, self.width_old),
-        }
+"""A bridge's arrays by name, in the shapes of `BridgeShape.arrays`: A, B, P as in the method, then public constants."""
 
 
 class PrototypeBridge(nn.Module):
-    """`output = reshape(h A B) P`: from `(..., d_new)` to `(..., tokens_old, d_old)` (BioX-Bridge, section 3).
+    """From pooled features `(..., d_new)` to old tokens `(..., tokens_old, d_old)`, in one of these forms:
 
-    Three bias-free `nn.Linear`, so that per-sample gradients have fast rules. `arrays` and `load_arrays` speak the
+    - the paper's: `reshape(h A B) P` (BioX-Bridge, section 3);
+    - `cosines` K > 0: `M = reshape(x A B)` has a row for each of K cosines instead of each token, and token t of the
+      output is `sum_k phi_k(t) (M P)_k`;
+    - `components` > 0: A reads `x = [(h - mean) whitening, 1]` instead of `h`;
+    - `constant`: old tokens are added to the output.
+
+    A, B and P are bias-free `nn.Linear`, so that per-sample gradients have fast rules; frozen ones need no gradient. The
+    public constants are plain tensors, since Opacus refuses a module with buffers. `arrays` and `load_arrays` speak the
     method's shapes, which are the transposes of `nn.Linear.weight`.
     """
 
     def __init__(self, shape: BridgeShape) -> None:
         super().__init__()
         self.shape = shape
-        self.A = nn.Linear(shape.width_new, shape.rank, bias=False)
-        self.B = nn.Linear(shape.rank, shape.tokens_old * shape.prototypes, bias=False)
+        self.A = nn.Linear(shape.rows, shape.rank, bias=False)
+        self.B = nn.Linear(shape.rank, shape.columns, bias=False)
         self.P = nn.Linear(shape.prototypes, shape.width_old, bias=False)
+        for name in PARAMETERS:
+            self._linear(name).weight.requires_grad_(name in shape.trained)
+        self._constants = {name: torch.zeros(size) for name, size in shape.arrays().items() if name in CONSTANTS}
+        self._cosines = torch.from_numpy(cosine_basis(shape.cosines, shape.tokens_old)).float() if shape.cosines else None
 
     def forward(self, h: Tensor) -> Tensor:
         """Pooled features `(..., d_new)` to old tokens `(..., tokens_old, d_old)`."""
-        mixing = self.B(self.A(h)).unflatten(-1, (self.shape.tokens_old, self.shape.prototypes))
-        out: Tensor = self.P(mixing)
+        coefficients = self.B(self.A(self.inputs(h)))
+        out: Tensor = self.P(coefficients.unflatten(-1, (-1, self.shape.prototypes)))
+        if self._cosines is not None:
+            out = self._cosines.T @ out
+        if self.shape.constant:
+            out = out + self._constants["constant"]
         return out
 
-    def arrays(self) -> Arrays:
-        """A copy of the parameters, float32, by name."""
-        return {name: self._linear(name).weight.detach().T.cpu().numpy().astype(np.float32) for name in PARAMETERS}
+    def inputs(self, h: Tensor) -> Tensor:
+        """What A reads of pooled features: `(..., d_new)` to `(..., rows)`."""
+        if not self.shape.components:
+            return h
+        white = (h - self._constants["mean"]) @ self._constants["whitening"]
+        return torch.cat([white, white.new_ones((*white.shape[:-1], 1))], dim=-1)
 
-    def load_arrays(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Take parameters by name; raises `WeightsError` on a missing, extra or misshapen one, changing nothing."""
-        wanted = self.shape.arrays()
-        if set(arrays) != set(wanted):
-            raise WeightsError(
-                f"a bridge has the parameters {list(wanted)}, not {sorted(arrays)}", fix="load a whole bridge"
-            )
-        for name, shape in wanted.items():
-            if tuple(arrays[name].shape) != shape:
-                raise WeightsError(
-                    f"bridge parameter {name} has shape {tuple(arrays[name].shape)}",
-                    why=f"this bridge needs {shape}",
-                    fix="load a bridge of the same rank, prototypes and positions",
-                )
+    def arrays(self) -> Arrays:
+        """A copy of all arrays, float32, by name."""
+        found = {name: self._linear(name).weight.detach().T.cpu().numpy().astype(np.float32) for name in PARAMETERS}
+        return found | {name: value.numpy().copy() for name, value in self._constants.items()}
+
+    def load_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take all arrays by name; raises `WeightsError` on a missing, extra or misshapen one, changing nothing."""
+        check_arrays(self.shape, arrays)
+        taken = {name: torch.from_numpy(np.array(array, dtype=np.float32)) for name, array in arrays.items()}
         with torch.no_grad():
-            for name in wanted:
-                weight = self._linear(name).weight
-                weight.copy_(torch.from_numpy(np.array(arrays[name], dtype=np.float32)).T)
+            for name in PARAMETERS:
+                self._linear(name).weight.copy_(taken[name].T)
+        self._constants = {name: taken[name] for name in self._constants}
 
     def _linear(self, name: str) -> nn.Linear:
         linear = getattr(self, name)
@@ -91,18 +80,43 @@ class PrototypeBridge(nn.Module):
         return linear
 
 
-def initial_arrays(shape: BridgeShape, seed: int, prototypes: NDArray[Any] | None = None) -> Arrays:
+def check_arrays(shape: BridgeShape, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raise `WeightsError` unless these are all the arrays of a bridge, in its shapes."""
+    wanted = shape.arrays()
+    if set(arrays) != set(wanted):
+        raise WeightsError(
+            f"a bridge has the parameters {list(wanted)}, not {sorted(arrays)}", fix="load a whole bridge"
+        )
+    for name, size in wanted.items():
+        if tuple(arrays[name].shape) != size:
+            raise WeightsError(
+                f"bridge parameter {name} has shape {tuple(arrays[name].shape)}",
+                why=f"this bridge needs {size}",
+                fix="load a bridge of the same form, rank, prototypes and positions",
+            )
+
+
+def initial_arrays(
+    shape: BridgeShape,
+    seed: int,
+    prototypes: NDArray[Any] | None = None,
+    constants: Mapping[str, NDArray[Any]] | None = None,
+) -> Arrays:
     """The start of training: A Kaiming-uniform, B zeros, prototypes standard normal or the given PUBLIC vectors.
 
     `prototypes (n_prototypes, d_old)` replaces the random ones; it must come from public recordings, since what a
-    server broadcasts must never have been a patient's. Source: the paper's released scripts (`rand_N`).
+    server broadcasts must never have been a patient's. `constants` are the public ones that the shape has; raises
+    `WeightsError` where they are others. Source: the paper's released scripts (`rand_N`).
     """
     generator = torch.Generator().manual_seed(seed)
-    a = torch.empty(shape.rank, shape.width_new)
+    a = torch.empty(shape.rank, shape.rows)
     nn.init.kaiming_uniform_(a, a=5**0.5, generator=generator)
     p = torch.randn(shape.prototypes, shape.width_old, generator=generator).numpy()
     if prototypes is not None:
         if prototypes.shape != p.shape:
             raise WeightsError(f"public prototypes of shape {prototypes.shape} do not fit", why=f"{p.shape} are needed")
         p = prototypes.astype(np.float32)
-    return {"A": a.T.contiguous().numpy(), "B": np.zeros(shape.arrays()["B"], np.float32), "P": p}
+    arrays = {"A": a.T.contiguous().numpy(), "B": np.zeros(shape.arrays()["B"], np.float32), "P": p}
+    arrays |= {name: np.asarray(value, np.float32) for name, value in (constants or {}).items()}
+    check_arrays(shape, arrays)
+    return arrays

@@ -74,8 +74,8 @@ class BridgeShape:
 
     @property
     def parameters(self) -> int:
-        """Numbers that are trained: for the paper's bridge d_new*r + r*tokens*prototypes + prototypes*width (BioX-Bridge,
-        section 3)."""
+        """Numbers that are trained: for the paper's bridge d_new*r + r*tokens*prototypes + prototypes*width
+        (BioX-Bridge, section 3)."""
         shapes = self.arrays()
         return sum(prod(shapes[name]) for name in self.trained)
 

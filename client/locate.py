@@ -44,6 +44,11 @@ def locate_site(context: Context) -> Path:
     return _existing(Path(folder) / f"site-{partition}", f"the run config's '{SIMULATION_KEY}'")
 
 
+def is_simulated(context: Context) -> bool:
+    """Whether the node is one of a simulation's pretend sites: it has no site of its own."""
+    return SITE_KEY not in context.node_config
+
+
 def site_paths(context: Context) -> SitePaths | None:
     """Where the node's site logs, as far as it can be found; None where there is no such folder."""
     from client.site import open_site

@@ -9,17 +9,16 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, field_validator
 
 from bridge.config import Settings, load_model
 from bridge.errors import ConfigError
 from bridge.job import Job
+from bridge.job_privacy import MechanismName
 from bridge.messages import DEFAULT_ITEMS, ITEMS, SITE_NAME, UPDATE_ITEMS, ReasonCode
+from client.bounds import judge_privacy
 from client.errors import PolicyError, SiteFileError
-
-MechanismName = Literal["none", "local", "central", "distributed"]
 
 
 class EncodersPolicy(Settings):
@@ -31,10 +30,9 @@ class EncodersPolicy(Settings):
 
 
 class PrivacyPolicy(Settings):
-    """Bounds on a privacy mechanism. `mechanisms` decides today: `none` has no noise that the other keys could
-    bound."""
+    """Which mechanisms are accepted, and bounds on those with noise; `none` has nothing that they could bound."""
 
-    mechanisms: tuple[MechanismName, ...] = ("none",)
+    mechanisms: tuple[MechanismName, ...] = ("local",)
     epsilon_cap: float = Field(default=1.0, gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     clip_max: float = Field(default=1.0, gt=0)
@@ -82,13 +80,15 @@ class Policy(Settings):
                 why=f"the policy's privacy.mechanisms are {list(self.privacy.mechanisms)}",
                 fix="list it there if the hospital agrees",
             )
-        if job.train.rounds > self.max_rounds:
+        if job.rounds > self.max_rounds:
             raise PolicyError(
                 ReasonCode.TOO_MANY_ROUNDS,
-                f"the job asks for {job.train.rounds} rounds",
+                f"the job asks for {job.rounds} rounds",
                 why=f"the policy's max_rounds is {self.max_rounds}",
                 fix="raise max_rounds if the hospital agrees",
             )
+        if job.privacy.private:
+            judge_privacy(job, self.privacy)
         for item in required_items(job):
             self.demand(item)
         self._judge_models(job)
@@ -130,12 +130,12 @@ class Policy(Settings):
 
 def required_items(job: Job) -> tuple[str, ...]:
     """The items without which a site can't take part in the job: those of its selection mode and of training."""
-    selection = {
-        "scores": ("probe_scores", "similarity_scores"),
-        "moments": ("probe_moments", "similarity_moments"),
-        "fixed": (),
-    }[job.selection.mode]
-    return (*selection, *UPDATE_ITEMS, "weight")
+    statistic = {"scores": "sums" if job.privacy.private else "scores", "moments": "moments", "fixed": ""}
+    kind = statistic[job.selection.mode]
+    selection = (f"probe_{kind}", f"similarity_{kind}") if kind else ()
+    closed_form = ("statistics",) if job.train.solves else ()
+    updates = UPDATE_ITEMS[:2] if job.bridge.frozen_prototypes else UPDATE_ITEMS
+    return (*selection, *closed_form, *((*updates, "weight") if job.rounds else ()))
 
 
 def load_policy(path: Path | None) -> Policy:

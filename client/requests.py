@@ -4,8 +4,11 @@ The content of a message (records `config` and `arrays`):
 
 - `query.describe`, `query.probe`: nothing;
 - `query.similarity`: `input-position`;
-- `train`: `round`, `input-position`, `output-position`, and the bridge's arrays `A`, `B`, `P` (float32);
-- `evaluate`: the same and `split` (`validation` or `test`), in the rounds in which the job evaluates on that split.
+- `query.closed_form`: `input-position`, `output-position`, and the bridge's arrays (float32): the parameters `A`, `B`,
+  `P` and the public constants that the job's bridge has;
+- `train`: the same and `round`;
+- `evaluate`: the same as `train` and `split` (`validation` or `test`), in the rounds in which the job evaluates on that
+  split.
 
 Flower's strategies add `server-round` and `proximal-mu`; they must agree with the round and the job.
 """
@@ -23,16 +26,16 @@ from bridge.errors import ConfigError
 from bridge.job import EvaluationSplit, Job, parse_job
 from bridge.messages import (
     ARRAYS,
+    CLOSED_FORM,
     CONFIG,
     DESCRIBE,
     EVALUATE,
-    ITEMS,
     PROBE,
     SIMILARITY,
     TRAIN,
-    UPDATE_ITEMS,
     Dimensions,
 )
+from bridge.shape import BridgeShape
 from client.errors import JobError, MessageError
 from client.policy import Policy
 
@@ -40,10 +43,12 @@ _KEYS: dict[str, tuple[str, ...]] = {
     DESCRIBE: (),
     PROBE: (),
     SIMILARITY: ("input-position",),
+    CLOSED_FORM: ("input-position", "output-position"),
     TRAIN: ("round", "input-position", "output-position"),
     EVALUATE: ("round", "input-position", "output-position", "split"),
 }
 _STRATEGY_KEYS = ("server-round", "proximal-mu")
+_WITH_BRIDGE = (CLOSED_FORM, TRAIN, EVALUATE)
 
 MAX_JOB_CHARACTERS = 65_536
 
@@ -63,10 +68,12 @@ class Request:
     output_position: int | None = None
     split: EvaluationSplit | None = None
     arrays: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    shape: BridgeShape | None = None
+    """The bridge's sizes, where the message carries one."""
 
     @property
     def positions(self) -> tuple[int, int]:
-        """`(m, l)` of a train or evaluate request."""
+        """`(m, l)` of a request that has a bridge."""
         assert self.input_position is not None
         assert self.output_position is not None
         return self.input_position, self.output_position
@@ -74,7 +81,7 @@ class Request:
     @property
     def has_bridge(self) -> bool:
         """Whether a message of this type carries a bridge and both its positions."""
-        return self.message in (TRAIN, EVALUATE)
+        return self.message in _WITH_BRIDGE
 
 
 def read_job(run_config: UserConfig) -> Job:
@@ -95,7 +102,7 @@ def read_job(run_config: UserConfig) -> Job:
 def read_config(message: Message) -> dict[str, Any]:
     """The message's `config`: exactly the keys of its type. Raises `MessageError`, also on records beside it."""
     kind = message.metadata.message_type
-    wanted = {CONFIG, ARRAYS} if kind in (TRAIN, EVALUATE) else {CONFIG}
+    wanted = {CONFIG, ARRAYS} if kind in _WITH_BRIDGE else {CONFIG}
     if extra := set(message.content) - wanted:
         raise _invalid(kind, f"it has {len(extra)} record(s) beside {sorted(wanted)}")
     record = message.content[CONFIG] if CONFIG in message.content else ConfigRecord()
@@ -121,11 +128,15 @@ def read_request(message: Message, job: Job, policy: Policy, dimensions: Dimensi
     request = Request(
         message=kind,
         run=str(message.metadata.run_id),
-        round=_integer(values, "round", kind, 1, min(job.train.rounds, policy.max_rounds)),
+        round=_integer(values, "round", kind, int(job.rounds > 0), min(job.rounds, policy.max_rounds)),
         input_position=_integer(values, "input-position", kind, 0, dimensions.positions_new - 1),
         output_position=_integer(values, "output-position", kind, 0, dimensions.positions_old - 1),
         split=_split(values, kind),
     )
+    if kind == CLOSED_FORM and not job.train.solves:
+        raise _invalid(kind, "the job asks for no closed form")
+    if kind == TRAIN and not job.rounds:
+        raise _invalid(kind, "the job has no rounds of training")
     _check_fixed(request, job)
     _check_evaluation(request, job)
     _check_strategy(config, request, job)
@@ -133,14 +144,16 @@ def read_request(message: Message, job: Job, policy: Policy, dimensions: Dimensi
 
 
 def read_arrays(message: Message, dimensions: Dimensions) -> dict[str, NDArray[np.float32]]:
-    """The bridge's arrays A, B, P of a train or evaluate message: float32, finite, of the shapes that the job and the
-    cards give. Raises `MessageError`."""
+    """The bridge's arrays of a message that has one: float32, finite, of the shapes that the job and the cards give.
+
+    Raises `MessageError`.
+    """
     kind = message.metadata.message_type
     record = message.content[ARRAYS] if ARRAYS in message.content else None  # noqa: SIM401
     if not isinstance(record, ArrayRecord):
         raise _invalid(kind, f"its record '{ARRAYS}' is missing or no ArrayRecord")
-    # A broadcast has the shapes of its update.
-    shapes = {name.removeprefix("update."): ITEMS[name].resolved_shape(dimensions) for name in UPDATE_ITEMS}
+    assert dimensions.bridge is not None
+    shapes = dimensions.bridge.arrays()
     if set(record) != set(shapes):
         raise _invalid(kind, f"its arrays must be {list(shapes)}")
     return {name: _array(record, name, shape, kind) for name, shape in shapes.items()}

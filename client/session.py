@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,8 @@ from flwr.app import Context, Message
 from bridge.job import Job
 from bridge.messages import Dimensions, ReasonCode
 from client.audit import AuditLog
-from client.errors import ModelsDifferError, NoWindowsError, PolicyError, SiteFileError
-from client.locate import locate_site
+from client.errors import JobError, ModelsDifferError, NoWindowsError, PolicyError, SiteFileError
+from client.locate import is_simulated, locate_site
 from client.outbox import Outbox
 from client.policy import Policy, load_policy
 from client.requests import Request, read_arrays, read_job, read_request
@@ -22,6 +23,10 @@ from client.site_file import Split
 
 if TYPE_CHECKING:
     from client.features import FeatureSet
+
+
+RUN_KEY = "run-key"
+RUN_KEY_PATTERN = re.compile(r"^[0-9a-f]{32}\Z")
 
 
 @dataclass(frozen=True)
@@ -44,21 +49,25 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Session:
-    """A site that has judged the job and found nothing against it. `dimensions` lacks the bridge's sizes."""
+    """A site that has judged the job and found nothing against it. `dimensions` lacks the bridge's sizes.
+
+    `run_key` names the run across restarts of the coordinator; it is what the ledger books under.
+    """
 
     site: Site
     policy: Policy
     job: Job
     dimensions: Dimensions
     deadline: Deadline
+    run_key: str = ""
 
     def request(self, message: Message) -> Request:
         """The checked message, with its arrays where it has some. Raises `MessageError`."""
         request = read_request(message, self.job, self.policy, self.dimensions)
         if not request.has_bridge:
             return request
-        arrays = read_arrays(message, self.dimensions_at(request))
-        return replace(request, arrays=arrays)
+        dimensions = self.dimensions_at(request)
+        return replace(request, arrays=read_arrays(message, dimensions), shape=dimensions.bridge)
 
     def dimensions_at(self, request: Request) -> Dimensions:
         """The dimensions with the bridge's sizes at the request's positions, where it names both."""
@@ -85,6 +94,16 @@ class Session:
                 fix="run `fedbridge-site check` to see what was rejected, and why",
             )
         return features
+
+    def cohort(self, split: Split) -> FeatureSet | None:
+        """The features of a split however few its patients are; None where it has no usable window.
+
+        For private mechanisms, under which nothing that leaves may depend on how many patients there are.
+        """
+        try:
+            return self.features(split)
+        except NoWindowsError:
+            return None
 
     def features(self, split: Split) -> FeatureSet:
         """The frozen features of a split, in the time that the policy gives."""
@@ -132,6 +151,7 @@ def admit(site: Site, policy: Policy, context: Context) -> Session:
     deadline = Deadline(policy.max_seconds_per_message)
     job = read_job(context.run_config)
     policy.judge(job)
+    run_key = _run_key(job, context)
     held = {
         "old_encoder": site.old_card.digest,
         "new_encoder": site.new_card.digest,
@@ -145,7 +165,28 @@ def admit(site: Site, policy: Policy, context: Context) -> Session:
                 why=f"the job is about {asked[:16]}...",
                 fix="get the model folders of this study from the coordinator",
             )
-    return Session(site, policy, job, Dimensions.of(job, site.old_card, site.new_card, site.head_card), deadline)
+    dimensions = Dimensions.of(job, site.old_card, site.new_card, site.head_card)
+    return Session(site, policy, job, dimensions, deadline, run_key)
+
+
+def _run_key(job: Job, context: Context) -> str:
+    """The run's name in the ledger; empty where no mechanism needs one. Raises `JobError`."""
+    if not job.privacy.private:
+        return ""
+    if job.privacy.simulation_seed is not None and not is_simulated(context):
+        raise JobError(
+            "the job has privacy.simulation_seed",
+            why="noise that can be computed from a seed protects nobody; seeds are for simulations alone",
+            fix="the coordinator must leave it out",
+        )
+    key = context.run_config.get(RUN_KEY)
+    if not isinstance(key, str) or not RUN_KEY_PATTERN.match(key):
+        raise JobError(
+            f"the run has no '{RUN_KEY}'",
+            why="the ledger books a run's releases under it, so that a resumed run is not charged twice",
+            fix="the coordinator must send the 32 hex digits that `fedbridge-sim prepare` writes",
+        )
+    return key
 
 
 def open_session(context: Context) -> Session:
