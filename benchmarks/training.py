@@ -27,7 +27,8 @@ from benchmarks.setting import ARCHITECTURE, HEADER, Setting, in_child, load, me
 from bridge.alignment import aligner
 from bridge.job import AlignmentJob
 from bridge.privacy import Batch, NoPrivacy, TrainPlan
-from bridge.prototype import BridgeShape, PrototypeBridge, initial_arrays
+from bridge.prototype import PrototypeBridge, initial_arrays
+from bridge.shape import BridgeShape
 
 M, RATE, GOAL = 3, 1e-3, 2.0
 PATIENTS_PER_BATCH, WINDOWS_PER_PATIENT = 8, 8

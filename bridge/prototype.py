@@ -27,9 +27,9 @@ class PrototypeBridge(nn.Module):
     - `components` > 0: A reads `x = [(h - mean) whitening, 1]` instead of `h`;
     - `constant`: old tokens are added to the output.
 
-    A, B and P are bias-free `nn.Linear`, so that per-sample gradients have fast rules; frozen ones need no gradient. The
-    public constants are plain tensors, since Opacus refuses a module with buffers. `arrays` and `load_arrays` speak the
-    method's shapes, which are the transposes of `nn.Linear.weight`.
+    A, B and P are bias-free `nn.Linear`, so that per-sample gradients have fast rules; a frozen P needs no gradient.
+    The public constants are plain tensors, since Opacus refuses a module with buffers. `arrays` and `load_arrays` speak
+    the method's shapes, which are the transposes of `nn.Linear.weight`.
     """
 
     def __init__(self, shape: BridgeShape) -> None:
@@ -41,7 +41,9 @@ class PrototypeBridge(nn.Module):
         for name in PARAMETERS:
             self._linear(name).weight.requires_grad_(name in shape.trained)
         self._constants = {name: torch.zeros(size) for name, size in shape.arrays().items() if name in CONSTANTS}
-        self._cosines = torch.from_numpy(cosine_basis(shape.cosines, shape.tokens_old)).float() if shape.cosines else None
+        self._cosines = (
+            torch.from_numpy(cosine_basis(shape.cosines, shape.tokens_old)).float() if shape.cosines else None
+        )
 
     def forward(self, h: Tensor) -> Tensor:
         """Pooled features `(..., d_new)` to old tokens `(..., tokens_old, d_old)`."""

@@ -6,7 +6,7 @@ from bridge.chain import InferenceChain
 from bridge.encoders.loading import load_encoder
 from bridge.encoders.protocol import Encoder
 from bridge.head import load_head
-from bridge.prototype import BridgeShape, PrototypeBridge
+from bridge.prototype import PrototypeBridge
 from client.requests import Request
 from client.site import Site
 
@@ -17,18 +17,10 @@ def old_encoder(site: Site) -> Encoder:
 
 
 def broadcast_bridge(request: Request) -> PrototypeBridge:
-    """The bridge that the server sent; the request's arrays were checked."""
-    arrays = request.arrays
-    (width_new, rank), (prototypes, width_old) = arrays["A"].shape, arrays["P"].shape
-    shape = BridgeShape(
-        width_new=width_new,
-        rank=rank,
-        tokens_old=arrays["B"].shape[1] // prototypes,
-        prototypes=prototypes,
-        width_old=width_old,
-    )
-    bridge = PrototypeBridge(shape)
-    bridge.load_arrays(dict(arrays))
+    """The bridge that the server sent; the request's arrays were checked against its shape."""
+    assert request.shape is not None
+    bridge = PrototypeBridge(request.shape)
+    bridge.load_arrays(request.arrays)
     return bridge
 
 

@@ -12,17 +12,18 @@ from safetensors.numpy import load_file
 
 from bridge.errors import WeightsError
 from bridge.job import Job
-from bridge.prototype import Arrays, BridgeShape, initial_arrays
+from bridge.prototype import Arrays, initial_arrays
+from bridge.shape import BridgeShape
 
 PUBLIC_VECTORS = "public_vectors.safetensors"
 
 
-def first_broadcast(job: Job, shape: BridgeShape, output_position: int, models: Path) -> Arrays:
+def first_broadcast(job: Job, shape: BridgeShape, positions: tuple[int, int], models: Path) -> Arrays:
     """The bridge before round 1; the same job gives the same one. Raises `WeightsError` where public vectors are
     asked for and missing, too few, or of another width."""
     prototypes = None
     if job.bridge.initialisation == "public":
-        vectors = public_vectors(models / PUBLIC_VECTORS, output_position, shape)
+        vectors = public_vectors(models / PUBLIC_VECTORS, positions[1], shape)
         prototypes = centroids(vectors, shape.prototypes, job.seed)
     return initial_arrays(shape, job.seed, prototypes)
 

@@ -10,7 +10,7 @@ from bridge.encoders.cards import EncoderCard, HeadCard, read_card
 from bridge.errors import WeightsError
 from bridge.job import Job
 from bridge.messages import Dimensions
-from bridge.prototype import BridgeShape
+from bridge.shape import BridgeShape
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,7 @@ class FrozenModels:
 
     def bridge_shape(self, job: Job, positions: tuple[int, int]) -> BridgeShape:
         """Sizes of the bridge between `(m, l)`. Raises `PositionError`."""
-        tokens, width = self.old_encoder.layout(positions[1], "in")
-        width_new = self.new_encoder.layout(positions[0], "out")[1]
-        return BridgeShape(width_new, job.bridge.rank, tokens, job.bridge.prototypes, width)
+        return BridgeShape.of(job.bridge, self.old_encoder, self.new_encoder, positions)
 
     def cards(self) -> dict[str, dict[str, Any]]:
         """The cards as plain values by name, for the run record."""

@@ -128,7 +128,7 @@ class _Run:
         self._book.selection = selection
         positions = selection.input_position, selection.output_position
         shape = self._models.bridge_shape(self._job, positions)
-        arrays = first_broadcast(self._job, shape, selection.output_position, self._models.folder)
+        arrays = first_broadcast(self._job, shape, positions, self._models.folder)
         training = self._training(arrays)
         training.checkpoint()
         return training
@@ -164,6 +164,7 @@ class _Run:
             self._book.folder / BRIDGE,
             models=self._models.folder,
             bridge=kept,
+            shape=self._models.bridge_shape(self._job, positions),
             positions=positions,
             job_name=self._job.name,
             kept_round=kept_round,

@@ -241,19 +241,23 @@ def train_alone(folder: Path, job: Job, positions: tuple[int, int], pairs: Featu
     from client.networks import old_encoder
 
     models = read_models(folder / MODELS, job)
-    arrays = first_broadcast(job, models.bridge_shape(job, positions), positions[1], folder / MODELS)
+    shape = models.bridge_shape(job, positions)
+    arrays = first_broadcast(job, shape, positions, folder / MODELS)
     encoder = old_encoder(site)
     for number in range(1, job.train.rounds + 1):
-        request = Request(TRAIN, "control", number, positions[0], positions[1], arrays=arrays)
+        request = Request(TRAIN, "control", number, positions[0], positions[1], arrays=arrays, shape=shape)
         update = train_update(pairs, job, site.name, request, encoder, Deadline(np.inf)).update
-        arrays = {key: value + update[key] for key, value in arrays.items()}
+        arrays = arrays | {key: arrays[key] + change for key, change in update.items()}
     return arrays
 
 
 def _answers(place: _Place, everything: Site, arrays: Arrays) -> Classes:
     from client.networks import inference_chain
 
-    request = Request("evaluate", "control", 1, *place.positions, split="test", arrays=arrays)
+    shape = read_models(place.folder / MODELS, read_job(place.folder)).bridge_shape(
+        read_job(place.folder), place.positions
+    )
+    request = Request("evaluate", "control", 1, *place.positions, split="test", arrays=arrays, shape=shape)
     chain = inference_chain(everything, request)
     logits = chain.logits_from_features(features(everything, "test").new_output(chain.m))
     return np.asarray(logits.argmax(dim=-1).numpy(), dtype=np.int64)

@@ -46,7 +46,8 @@ class NoPrivacy:
             optimiser.step()
         end = local.arrays()
         return SiteUpdate(
-            update={name: end[name] - start[name] for name in start}, loss=sum(losses) / max(1, len(losses))
+            update={name: end[name] - start[name] for name in bridge.shape.trained},
+            loss=sum(losses) / max(1, len(losses)),
         )
 
     def aggregate(

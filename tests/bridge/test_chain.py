@@ -20,7 +20,8 @@ from bridge.encoders.protocol import mean_over_tokens
 from bridge.errors import ExitCode, ExportError, PositionError, WeightsError, WindowError
 from bridge.hashing import sha256_file
 from bridge.head import TaskHead, load_head, save_head
-from bridge.prototype import BridgeShape, PrototypeBridge
+from bridge.prototype import PrototypeBridge
+from bridge.shape import BridgeShape
 from bridge.windows import Preprocessing, WindowSpec
 from tests.conftest import ROOT
 
@@ -74,6 +75,7 @@ def export(made: Made, folder: Path, **changes: object) -> Manifest:
     arguments = {
         "models": made.models,
         "bridge": made.arrays,
+        "shape": SHAPE,
         "positions": (M, L),
         "job_name": "study",
         "kept_round": 7,

@@ -11,7 +11,8 @@ from bridge.encoders.compact import CompactEncoder
 from bridge.errors import ConfigError
 from bridge.job import AlignmentJob, Job, Models, StrategyJob, TrainJob
 from bridge.privacy import Batch, NoPrivacy, Plan, TrainPlan, mechanism
-from bridge.prototype import BridgeShape, PrototypeBridge, initial_arrays
+from bridge.prototype import PrototypeBridge, initial_arrays
+from bridge.shape import BridgeShape
 
 SHAPE = BridgeShape(width_new=8, rank=2, tokens_old=10, prototypes=4, width_old=16)
 

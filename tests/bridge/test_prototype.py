@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from bridge.errors import WeightsError
-from bridge.prototype import BridgeShape, PrototypeBridge, initial_arrays
+from bridge.prototype import PrototypeBridge, initial_arrays
+from bridge.shape import BridgeShape
 
 SHAPE = BridgeShape(width_new=5, rank=3, tokens_old=4, prototypes=6, width_old=7)
 

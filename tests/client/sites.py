@@ -26,7 +26,8 @@ from bridge.encoders.loading import save_encoder
 from bridge.head import TaskHead, save_head
 from bridge.job import Job, job_text
 from bridge.messages import ITEMS, SENTENCES, ReasonCode
-from bridge.prototype import BridgeShape, initial_arrays
+from bridge.prototype import initial_arrays
+from bridge.shape import BridgeShape
 from bridge.windows import Modality, Preprocessing, WindowSpec
 
 CLASSES = ("slow", "fast")
@@ -151,9 +152,14 @@ def build_job(models: Path, **changes: Any) -> Job:
     return Job.model_validate(plain)
 
 
+def bridge_shape(rank: int = RANK, prototypes: int = PROTOTYPES) -> BridgeShape:
+    """Sizes of the small models' bridge, the same at all positions."""
+    return BridgeShape(WIDTH, rank, TOKENS, prototypes, WIDTH)
+
+
 def start_arrays(seed: int = 0, rank: int = RANK, prototypes: int = PROTOTYPES) -> dict[str, NDArray[np.float32]]:
     """A broadcast bridge for the small models."""
-    return initial_arrays(BridgeShape(WIDTH, rank, TOKENS, prototypes, WIDTH), seed)
+    return initial_arrays(bridge_shape(rank, prototypes), seed)
 
 
 def ask(

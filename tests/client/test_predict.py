@@ -18,7 +18,17 @@ from client.errors import ModelsDifferError
 from client.predict import predict_site, write_predictions
 from client.site import open_site
 from client.site_file import Split
-from tests.client.sites import CLASSES, RATES, Small, ask, build_job, build_models, start_arrays, train_config
+from tests.client.sites import (
+    CLASSES,
+    RATES,
+    Small,
+    ask,
+    bridge_shape,
+    build_job,
+    build_models,
+    start_arrays,
+    train_config,
+)
 
 Exported = tuple[Path, dict[str, NDArray[np.float32]]]
 
@@ -31,7 +41,15 @@ def exported(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Exported
         content = ask(small.site, job, "train", train_config(round_), bridge).content["arrays"]
         bridge = {name: value + content[f"update.{name}"].numpy() for name, value in bridge.items()}
     folder = tmp_path_factory.mktemp("bridge") / "bridge"
-    export_chain(folder, models=small.models, bridge=bridge, positions=(2, 1), job_name="small", kept_round=3)
+    export_chain(
+        folder,
+        models=small.models,
+        bridge=bridge,
+        shape=bridge_shape(),
+        positions=(2, 1),
+        job_name="small",
+        kept_round=3,
+    )
     return folder, bridge
 
 
