@@ -6,8 +6,6 @@ neither.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
@@ -20,9 +18,6 @@ from client.requests import read_config
 from client.session import Session, admit, open_house, open_session
 from client.sitelog import log_error
 
-if TYPE_CHECKING:
-    from client.features import FeatureSet
-
 app = ClientApp(mods=[redact])
 
 
@@ -33,8 +28,7 @@ def describe(message: Message, context: Context) -> Message:
     site, policy = open_house(context)
     reason = ReasonCode.OK
     try:
-        for problem in _pairs(admit(site, policy, context)).problems:
-            log_error(site.log_path, message.metadata.message_type, "FILE_LEFT_OUT", problem.error)
+        _prepare(admit(site, policy, context), message)
     except FedbridgeError as error:
         reason = reason_of(error)
         log_error(site.log_path, message.metadata.message_type, reason.name, error)
@@ -51,71 +45,64 @@ def describe(message: Message, context: Context) -> Message:
     return Message(outbox.reply_content(), reply_to=message)
 
 
+def _prepare(session: Session, message: Message) -> None:
+    """Raise what keeps the site from taking part in an admitted job.
+
+    Under a private mechanism that is the budget alone: whether it has patients enough was declared when it enrolled,
+    and no answer may depend on how many there are.
+    """
+    _one_thread()
+    if session.job.privacy.private:
+        from client.private import reserve
+
+        reserve(session)
+        return
+    for problem in session.pairs().problems:
+        log_error(session.site.log_path, message.metadata.message_type, "FILE_LEFT_OUT", problem.error)
+
+
 @app.query("probe")
 def probe(message: Message, context: Context) -> Message:
-    """Stage 1 of the selection: scores or moments of the new encoder's positions."""
-    from client.statistics import probe_item
-
-    session = open_session(context)
-    request = session.request(message)
-    sizes = session.dimensions
-    name, value = probe_item(_pairs(session), session.job, sizes.positions_new, sizes.classes, session.deadline)
-    return session.reply(message, request, {name: value})
+    """Stage 1 of the selection: what the site says of the new encoder's positions."""
+    return _answer("probe", message, context)
 
 
 @app.query("similarity")
 def similarity(message: Message, context: Context) -> Message:
     """Stage 2 of the selection: how alike each old position is to the chosen new one."""
-    from client.statistics import similarity_item
+    return _answer("similarity", message, context)
 
-    session = open_session(context)
-    request = session.request(message)
-    assert request.input_position is not None
-    name, value = similarity_item(
-        _pairs(session), session.job, request.input_position, session.dimensions.positions_old, session.deadline
-    )
-    return session.reply(message, request, {name: value})
+
+@app.query("closed_form")
+def closed_form(message: Message, context: Context) -> Message:
+    """The sufficient statistics of the bridge that a ridge regression gives, in one message."""
+    return _answer("closed_form", message, context)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """One round of local training: the update, the equal or public weight, and the loss where the policy permits it."""
-    from client.networks import old_encoder
-    from client.training import train_update
-
-    session = open_session(context)
-    request = session.request(message)
-    pairs = _pairs(session)
-    site, job = session.site, session.job
-    result = train_update(pairs, job, site.name, request, old_encoder(site), session.deadline)
-    items: dict[str, Any] = {f"update.{name}": value for name, value in result.update.items()}
-    items |= {"weight": job.sites.weight(site.name)}
-    if session.policy.permits("train_loss"):
-        items |= {"train_loss": result.loss}
-    return session.reply(message, request, items)
+    """One round of training: the update and the equal or public weight."""
+    return _answer("train", message, context)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Confusion counts of the broadcast bridge on the site's validation or test patients, as far as permitted."""
-    from client.evaluation import confusions, group_features, permitted_confusions
-    from client.networks import inference_chain
+    """What the broadcast bridge makes of the site's validation or test patients, as far as permitted."""
+    return _answer("evaluate", message, context)
 
+
+def _answer(kind: str, message: Message, context: Context) -> Message:
+    """The items of `client.answers`, or under a private mechanism those of `client.private_answers` by the ledger."""
     session = open_session(context)
     request = session.request(message)
-    assert request.split is not None
-    names = permitted_confusions(session.policy)
     _one_thread()
-    features = group_features(session, request.split)
-    chain = inference_chain(session.site, request)
-    found = confusions(features, chain, session.dimensions.classes, session.policy, names)
-    return session.reply(message, request, dict(found))
+    if session.job.privacy.private:
+        from client import private, private_answers
 
+        return private.private_reply(session, message, request, getattr(private_answers, kind))
+    from client import answers
 
-def _pairs(session: Session) -> FeatureSet:
-    """The paired windows' features, computed with one torch thread."""
-    _one_thread()
-    return session.pairs()
+    return session.reply(message, request, getattr(answers, kind)(session, request))
 
 
 def _one_thread() -> None:

@@ -10,9 +10,11 @@ from bridge.messages import ReasonCode
 from client.errors import JobError, PolicyError
 
 if TYPE_CHECKING:
-    from bridge.privacy.accounting import Release
-
+    from bridge.privacy.accounting import Cohort, Release
     from client.policy import PrivacyPolicy
+
+COHORTS: tuple[Cohort, ...] = ("pair", "validation", "test")
+"""Groups of a site's patients that each have a budget in a plan; a patient in two of them pays for both."""
 
 
 def judge_privacy(job: Job, policy: PrivacyPolicy) -> None:
@@ -31,14 +33,13 @@ def judge_privacy(job: Job, policy: PrivacyPolicy) -> None:
         _at_most(
             "the sampling rate", "privacy.sampling_rate_max", asked.training.sampling_rate, policy.sampling_rate_max
         )
-    plan = plan_of(job)
-    for release in plan:
+    for release in plan_of(job):
         if release.noise_multiplier < policy.noise_multiplier_min:
             raise _too_weak(
                 f"the job asks for the noise multiplier {release.noise_multiplier:.4g} in {release.phase}",
                 f"the policy's privacy.noise_multiplier_min is {policy.noise_multiplier_min:g}",
             )
-    _judge_epsilon(plan, asked.delta, policy.epsilon_cap)
+    _judge_epsilon(job, policy.epsilon_cap)
 
 
 def plan_of(job: Job) -> tuple[Release, ...]:
@@ -51,11 +52,12 @@ def plan_of(job: Job) -> tuple[Release, ...]:
         raise JobError(error.what, why=error.why, fix=error.fix) from error
 
 
-def _judge_epsilon(plan: tuple[Release, ...], delta: float, cap: float) -> None:
+def _judge_epsilon(job: Job, cap: float) -> None:
     from bridge.privacy.accounting import epsilon, releases_of
 
-    for cohort in ("pair", "validation", "test"):
-        releases = releases_of(plan, cohort)
+    delta = job.privacy.delta
+    for cohort in COHORTS:
+        releases = releases_of(job, cohort)
         if releases and (cost := epsilon(releases, delta)) > cap:
             raise _too_weak(
                 f"the job costs a {cohort} patient epsilon {cost:.4g} at delta {delta:g}",

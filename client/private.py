@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from bridge.hashing import sha256_array, sha256_json
 from bridge.job import Job
 from bridge.messages import EVALUATE, ITEMS
-from client.bounds import plan_of
+from client.bounds import COHORTS, plan_of
 from client.requests import Request
 from client.session import Session
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from client.site_file import Split
 
 Items = dict[str, Any]
-Compute = Callable[["FeatureSet | None", "Randomness"], Items]
+Compute = Callable[["Session", "Request", "FeatureSet | None", "Randomness"], Items]
 
 
 class Randomness:
@@ -67,7 +67,6 @@ def reserve(session: Session) -> Ledger:
     Raises `BudgetError` where it would pass a patient's cap, `LedgerError` where the ledger can't be used.
     """
     from bridge.privacy.accounting import releases_of
-
     from client.ledger import Ledger, Plan
 
     job, policy = session.job, session.policy
@@ -80,7 +79,7 @@ def reserve(session: Session) -> Ledger:
             releases=releases,
             delta=job.privacy.delta,
             cap=policy.privacy.epsilon_cap,
-            cohorts={name: _patients(session, name) for name in _COHORTS if releases_of(releases, name)},
+            cohorts={name: _patients(session, name) for name in COHORTS if releases_of(job, name)},
         ),
     )
     return ledger
@@ -92,7 +91,6 @@ def private_reply(session: Session, message: Message, request: Request, compute:
     Raises `BudgetError`, `ReplayError` and `LedgerError`; then nothing leaves.
     """
     from bridge.privacy.accounting import message_releases
-
     from client.ledger import MessageKey
 
     split: Split = request.split or "pair"
@@ -104,13 +102,10 @@ def private_reply(session: Session, message: Message, request: Request, compute:
         _fingerprint(request),
         message_releases(session.job, request.message, request.split if request.message == EVALUATE else None),
         split,
-        lambda: _packed(compute(session.cohort(split), randomness)),
+        lambda: _packed(compute(session, request, session.cohort(split), randomness)),
         encrypt=session.job.privacy.mechanism == "central",
     )
     return session.reply(message, request, _unpacked(stored))
-
-
-_COHORTS: tuple[Split, ...] = ("pair", "validation", "test")
 
 
 def _patients(session: Session, split: Split) -> tuple[str, ...]:

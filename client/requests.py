@@ -36,6 +36,7 @@ from bridge.messages import (
     Dimensions,
 )
 from bridge.shape import BridgeShape
+from bridge.shape import BridgeShape
 from client.errors import JobError, MessageError
 from client.policy import Policy
 
@@ -68,6 +69,8 @@ class Request:
     output_position: int | None = None
     split: EvaluationSplit | None = None
     arrays: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    shape: BridgeShape | None = None
+    """Sizes of the bridge, of a request that has one."""
     shape: BridgeShape | None = None
     """The bridge's sizes, where the message carries one."""
 

@@ -15,8 +15,10 @@ from client.requests import Request
 if TYPE_CHECKING:
     from bridge.encoders.protocol import Encoder
     from bridge.privacy import Batch, SiteUpdate
+    from bridge.prototype import PrototypeBridge
     from client.features import FeatureSet
     from client.session import Deadline
+    from client.windowing import WindowTable
 
 EMPTY = -1
 """Row number of a place in a batch that no window fills."""
@@ -51,27 +53,32 @@ def batch_key(job: Job, site: str, round_: int) -> int:
     return keyed_hash("fedbridge.batches/1", job.seed, site, round_)
 
 
+def batch_order(table: WindowTable) -> NDArray[np.int64]:
+    """The rows in an order that depends on the data alone."""
+    return np.lexsort((table.starts, table.recordings, table.patients)).astype(np.int64)
+
+
 def train_update(
-    features: FeatureSet, job: Job, site: str, request: Request, old_encoder: Encoder, deadline: Deadline
+    features: FeatureSet,
+    job: Job,
+    site: str,
+    request: Request,
+    bridge: PrototypeBridge,
+    old_encoder: Encoder,
+    deadline: Deadline,
 ) -> SiteUpdate:
-    """The site's update of the broadcast bridge: exactly `local_steps` steps, the same bits for the same request.
+    """The site's update of the broadcast `bridge`: exactly `local_steps` steps, the same bits for the same request.
 
     The caller has checked the request's round, positions and arrays.
     """
     from bridge.alignment import aligner
     from bridge.privacy import Plan, TrainPlan, mechanism
-    from client.networks import broadcast_bridge
 
     m, l = request.positions  # noqa: E741
-    public = Plan.of(job)
-    plan = TrainPlan(
-        learning_rate=public.learning_rate,
-        proximal_mu=public.proximal_mu,
-        align=aligner(job.alignment, old_encoder, l),
-    )
+    plan = TrainPlan(**vars(Plan.of(job)), align=aligner(job.alignment, old_encoder, l))
     key = batch_key(job, site, request.round or 0)
     batches = _batches(features, job, m, l, key, deadline)
-    return mechanism(job.privacy.mechanism).site_update(broadcast_bridge(request), batches, plan)
+    return mechanism(job.privacy.mechanism).site_update(bridge, batches, plan)
 
 
 def _batches(
@@ -83,7 +90,7 @@ def _batches(
     deadline: Deadline,
 ) -> Iterator[Batch]:
     table = features.table
-    order = np.lexsort((table.starts, table.recordings, table.patients)).astype(np.int64)
+    order = batch_order(table)
     inputs = features.new_output(m)
     for rows in batch_rows(table.patients, order, job.train, key):
         deadline.check()
