@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from client.requests import Request
 from client.session import Session
-
-if TYPE_CHECKING:
-    from bridge.prototype import PrototypeBridge
 
 Items = dict[str, Any]
 
@@ -35,18 +32,19 @@ def similarity(session: Session, request: Request) -> Items:
 def closed_form(session: Session, request: Request) -> Items:
     """The sufficient statistics of the closed form, exact."""
     from client.closed_form import closed_form_item
+    from client.networks import broadcast_bridge
 
-    name, value = closed_form_item(session.pairs(), session.job, request, bridge_of(session, request), session.deadline)
+    name, value = closed_form_item(session.pairs(), session.job, request, broadcast_bridge(request), session.deadline)
     return {name: value}
 
 
 def train(session: Session, request: Request) -> Items:
     """The update of local training, the equal or public weight, and the loss where the policy permits it."""
-    from client.networks import old_encoder
+    from client.networks import broadcast_bridge, old_encoder
     from client.training import train_update
 
     site, job = session.site, session.job
-    bridge = bridge_of(session, request)
+    bridge = broadcast_bridge(request)
     result = train_update(session.pairs(), job, site.name, request, bridge, old_encoder(site), session.deadline)
     items: Items = {f"update.{name}": value for name, value in result.update.items()}
     items |= {"weight": job.sites.weight(site.name)}
@@ -63,14 +61,5 @@ def evaluate(session: Session, request: Request) -> Items:
     assert request.split is not None
     names = permitted_confusions(session.policy)
     features = group_features(session, request.split)
-    chain = inference_chain(session.site, request, bridge_of(session, request))
+    chain = inference_chain(session.site, request)
     return dict(confusions(features, chain, session.dimensions.classes, session.policy, names))
-
-
-def bridge_of(session: Session, request: Request) -> PrototypeBridge:
-    """The bridge that the server sent."""
-    from client.networks import broadcast_bridge
-
-    shape = session.dimensions_at(request).bridge
-    assert shape is not None
-    return broadcast_bridge(request, shape)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from client.answers import Items, bridge_of
+from client.answers import Items
 from client.features import FeatureSet
 from client.private import Randomness
 from client.requests import Request
@@ -43,19 +43,20 @@ def similarity(session: Session, request: Request, features: FeatureSet | None, 
 def closed_form(session: Session, request: Request, features: FeatureSet | None, randomness: Randomness) -> Items:
     """The sum of the patients' clipped statistics."""
     from client.closed_form import closed_form_item
+    from client.networks import broadcast_bridge
 
-    bridge = bridge_of(session, request)
+    bridge = broadcast_bridge(request)
     name, value = closed_form_item(features, session.job, request, bridge, session.deadline, randomness.noise)
     return {name: value}
 
 
 def train(session: Session, request: Request, features: FeatureSet | None, randomness: Randomness) -> Items:
     """Noised local steps, or the sum of clipped gradients at the broadcast parameters; and the public weight."""
-    from client.networks import old_encoder
+    from client.networks import broadcast_bridge, old_encoder
     from client.private_training import private_update
 
     site, job = session.site, session.job
-    bridge = bridge_of(session, request)
+    bridge = broadcast_bridge(request)
     result = private_update(site, features, job, request, bridge, old_encoder(site), randomness, session.deadline)
     items: dict[str, Any] = {f"update.{name}": value for name, value in result.update.items()}
     return items | {"weight": job.sites.weight(site.name)}
@@ -68,6 +69,6 @@ def evaluate(session: Session, request: Request, features: FeatureSet | None, ra
 
     multiplier = session.job.privacy.metrics.noise_multiplier
     assert multiplier is not None  # the plan was checked
-    chain = inference_chain(session.site, request, bridge_of(session, request))
+    chain = inference_chain(session.site, request)
     value = confusion_sums(features, chain, session.dimensions.classes, randomness.noise, multiplier)
     return {"confusion_sums": value}

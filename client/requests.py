@@ -36,7 +36,6 @@ from bridge.messages import (
     Dimensions,
 )
 from bridge.shape import BridgeShape
-from bridge.shape import BridgeShape
 from client.errors import JobError, MessageError
 from client.policy import Policy
 
