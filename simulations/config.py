@@ -139,21 +139,31 @@ def load_simulation(path: Path, overrides: Iterable[str] = ()) -> SimulationConf
 
 def _override(content: dict[str, Any], override: str) -> None:
     """Put one `key.inner=value` into plain values; the value is YAML, so `[1, 2]` and `null` mean what they say."""
+    key, value = read_override(override)
+    set_key(content, key, value, f"--set {override!r}")
+
+
+def read_override(override: str) -> tuple[str, Any]:
+    """Key and YAML value of a `key.inner=value`; raises `ConfigError` where it is none."""
     key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    key = key.strip()
+    if not equals or not all(key.split(".")):
         raise ConfigError(
             f"--set {override!r} is no key=value", why="a dotted key and a value are needed", fix="--set train.rounds=5"
         )
+    return key, parse_yaml(text, f"--set {key}")
+
+
+def set_key(content: dict[str, Any], key: str, value: Any, name: str) -> None:
+    """Put a value at a dotted key of nested plain values, in place; `name` is how errors call it."""
+    *outer, last = key.split(".")
     inner: dict[str, Any] = content
-    for part in parts[:-1]:
-        value = inner.get(part)
-        if value is not None and not isinstance(value, Mapping):
+    for part in outer:
+        found = inner.get(part)
+        if found is not None and not isinstance(found, Mapping):
             raise ConfigError(
-                f"--set {override!r}: '{part}' holds a value, no keys",
-                why=f"it is {value!r}",
-                fix=f"set {part} itself",
+                f"{name}: '{part}' holds a value, no keys", why=f"it is {found!r}", fix=f"set {part} itself"
             )
-        inner[part] = dict(value or {})
+        inner[part] = dict(found or {})
         inner = inner[part]
-    inner[parts[-1]] = parse_yaml(text, f"--set {key}")
+    inner[last] = value
