@@ -27,9 +27,9 @@ def probe_item(features: FeatureSet, job: Job, positions: int, classes: int, dea
     """
     from bridge.probe import probe_moments, probe_scores
 
-    _demand_selection(job, PROBE)
+    demand_selection(job, PROBE)
     rows = selection_rows(features, job)
-    outputs = _at_each_position(features.new_output, positions, rows, deadline)
+    outputs = at_each_position(features.new_output, positions, rows, deadline)
     moments = job.selection.mode == "moments"
     statistic = probe_moments if moments else probe_scores
     value = statistic(
@@ -48,15 +48,15 @@ def similarity_item(features: FeatureSet, job: Job, m: int, positions: int, dead
     `similarity_moments (positions_old, 3)`."""
     from bridge.cka import similarity_moments, similarity_scores
 
-    _demand_selection(job, SIMILARITY)
+    demand_selection(job, SIMILARITY)
     rows = selection_rows(features, job)
-    inputs = _at_each_position(features.old_input, positions, rows, deadline)
+    inputs = at_each_position(features.old_input, positions, rows, deadline)
     moments = job.selection.mode == "moments"
     statistic = similarity_moments if moments else similarity_scores
     return ("similarity_moments" if moments else "similarity_scores"), statistic(features.new_output(m)[rows], inputs)
 
 
-def _at_each_position(
+def at_each_position(
     pooled: Callable[[int], NDArray[np.float32]], positions: int, rows: NDArray[np.int64], deadline: Deadline
 ) -> list[NDArray[np.float32]]:
     """The rows' features at every position, `(rows, width)` each, as long as there is time."""
@@ -74,7 +74,8 @@ def selection_rows(features: FeatureSet, job: Job) -> NDArray[np.int64]:
     return cap_windows(features.table.patients, job.selection.windows_per_patient, SELECTION_KEY)
 
 
-def _demand_selection(job: Job, kind: str) -> None:
+def demand_selection(job: Job, kind: str) -> None:
+    """Raise `MessageError` where the job has no selection."""
     if job.selection.mode == "fixed":
         raise MessageError(
             f"a message '{kind}' is refused", why="the job fixes the positions", fix="ask for no statistics"

@@ -1,9 +1,14 @@
-"""Federated evaluation: confusion sums of the sites that permit them, and the criterion for `keep: best`."""
+"""Federated evaluation: confusion sums of the sites that permit them, and the criterion for `keep: best`.
+
+Under a private mechanism the sites send sums of their patients' bounded tables (`bridge.privacy.metrics`), and every
+figure is one of noised sums: clamped, never refused, with an interval that includes the noise.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +16,29 @@ from numpy.typing import NDArray
 from bridge.job import EvaluationSplit, Job
 from bridge.messages import CONFUSION_ITEMS, EVALUATE, Dimensions
 from bridge.metrics import accuracy, balanced_accuracy, f1_macro, f1_weighted
+from bridge.privacy.metrics import KINDS, metrics_deviation, noise_interval
 from bridge.prototype import Arrays
 from server.errors import RunError
 from server.events import EventLog
 from server.exchange import Exchange, Question
+from server.noised import NoisedSum, noised_sum
 from server.record import Evaluation, Metric, Metrics, SelectionRecord
 from server.replies import Expected
+
+if TYPE_CHECKING:
+    from bridge.privacy.noise import NoiseSource
 
 Kind = Literal["bridge", "teacher", "agreement"]
 
 _NO_INTERVAL = "none: the server sees sums of confusion matrices over sites only, so patients can't be resampled"
+
+
+_NO_SUMS = "none: no site answered"
+
+_NOISE_INTERVAL = (
+    "95 %, from the released sums alone: it includes the mechanism's noise (standard deviation {deviation:.3g} in each "
+    "cell of the patients' sums) and the choice of patients, taken as independent, each as one window"
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +47,19 @@ class Pooled:
 
     confusion: dict[Kind, NDArray[np.int64]] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Noised sums of patients' tables over the sites, None where no site answered; codes of the sites that did not."""
+
+    noised: NoisedSum | None = None
+    lost: dict[str, str] = field(default_factory=dict)
+
+    def table(self, kind: Kind) -> NDArray[np.float64]:
+        """One kind's noised table `(classes, classes)`."""
+        assert self.noised is not None
+        return np.asarray(self.noised.values[KINDS.index(kind)], dtype=np.float64)
 
 
 def pooled_confusions(
@@ -47,15 +78,8 @@ def pooled_confusions(
     again, within the job's retries, while fewer than `at_least` answered.
     """
     log.emit("evaluate", state="started", split=split, round=round_, sites=len(exchange.roster))
-    config = {
-        "round": round_,
-        "input-position": selection.input_position,
-        "output-position": selection.output_position,
-        "split": split,
-    }
     expected = Expected((), optional=CONFUSION_ITEMS, dimensions=dimensions)
-    phase = f"evaluate {split} {round_}"
-    answers = exchange.ask(Question(phase, EVALUATE, expected, config, arrays), at_least)
+    answers = exchange.ask(_question(selection, expected, arrays, round_, split), at_least)
     confusion: dict[Kind, NDArray[np.int64]] = {}
     sites: dict[Kind, int] = {}
     for kind in ("bridge", "teacher", "agreement"):
@@ -67,6 +91,44 @@ def pooled_confusions(
     return Pooled(confusion, dict(answers.lost))
 
 
+def pooled_sums(
+    exchange: Exchange,
+    log: EventLog,
+    selection: SelectionRecord,
+    dimensions: Dimensions,
+    arrays: Arrays,
+    round_: int,
+    split: EvaluationSplit,
+    job: Job,
+    noise: NoiseSource | None,
+    at_least: int = 0,
+) -> Sums:
+    """Ask as `pooled_confusions` does, under a private mechanism: the noised sum of the sites' `confusion_sums`.
+
+    `noise` is the server's own, where the mechanism asks for it. Raises `ValueError` where it is missing then.
+    """
+    log.emit("evaluate", state="started", split=split, round=round_, sites=len(exchange.roster))
+    expected = Expected(("confusion_sums",), dimensions=dimensions)
+    answers = exchange.ask(_question(selection, expected, arrays, round_, split), at_least)
+    per_site = {site: np.asarray(answer.values["confusion_sums"], np.float64) for site, answer in answers.good.items()}
+    deviation = metrics_deviation(job.privacy.metrics)
+    summed = noised_sum(per_site, job, deviation, noise) if per_site else None
+    log.emit("evaluate", state="done", split=split, round=round_, sites=len(per_site))
+    return Sums(summed, dict(answers.lost))
+
+
+def _question(
+    selection: SelectionRecord, expected: Expected, arrays: Arrays, round_: int, split: EvaluationSplit
+) -> Question:
+    config: dict[str, int | str] = {
+        "round": round_,
+        "input-position": selection.input_position,
+        "output-position": selection.output_position,
+        "split": split,
+    }
+    return Question(f"evaluate {split} {round_}", EVALUATE, expected, config, arrays)
+
+
 def criterion(job: Job, pooled: Pooled) -> float | None:
     """Agreement or balanced accuracy in [0, 1] as the job names it; None where no site sent what it needs."""
     kind: Kind = "agreement" if job.train.criterion == "agreement" else "bridge"
@@ -75,6 +137,17 @@ def criterion(job: Job, pooled: Pooled) -> float | None:
     figure = accuracy if kind == "agreement" else balanced_accuracy
     value = float(figure(pooled.confusion[kind]))
     return value if np.isfinite(value) else None
+
+
+def private_criterion(job: Job, sums: Sums) -> float | None:
+    """Agreement or balanced accuracy in [0, 1] of noised tables, negative cells taken as zero; 0 where nothing else is
+    left of them, None where no site answered."""
+    if sums.noised is None:
+        return None
+    kind: Kind = "agreement" if job.train.criterion == "agreement" else "bridge"
+    figure = accuracy if kind == "agreement" else balanced_accuracy
+    value = float(figure(sums.table(kind).clip(min=0.0)))
+    return value if np.isfinite(value) else 0.0
 
 
 def not_permitted(job: Job, round_: int, lost: dict[str, str]) -> RunError:
@@ -102,6 +175,43 @@ def evaluation_record(pooled: Pooled, classes: tuple[str, ...]) -> Evaluation:
         windows=None if agreement is None else int(agreement.sum()),
         interval=_NO_INTERVAL,
     )
+
+
+def private_evaluation_record(job: Job, sums: Sums, classes: tuple[str, ...], seed: int) -> Evaluation:
+    """The run record's figures under a private mechanism, each with an interval that includes the noise.
+
+    They are the figures of the noised tables, with negative cells taken as zero; null where no site answered, or where
+    nothing is left of a table. How many patients or windows there were is not known. `seed` draws the intervals.
+    """
+    chance = Metrics(balanced_accuracy=Metric(value=1 / len(classes)))
+    if sums.noised is None:
+        return Evaluation(chance=chance, classes=list(classes), interval=_NO_SUMS)
+    labelled = (balanced_accuracy, f1_macro, f1_weighted)
+    found = {
+        kind: {f.__name__: _noised_metric(sums, kind, f, seed) for f in labelled} for kind in ("bridge", "teacher")
+    }
+    found["bridge"]["agreement"] = _noised_metric(sums, "agreement", accuracy, seed)
+    return Evaluation(
+        bridge=Metrics(**found["bridge"]),
+        teacher=Metrics(**found["teacher"]),
+        chance=chance,
+        confusion_sums={kind: sums.table(kind).tolist() for kind in KINDS},
+        noise_deviation=sums.noised.deviation,
+        classes=list(classes),
+        interval=_NOISE_INTERVAL.format(deviation=sums.noised.deviation),
+    )
+
+
+def _noised_metric(
+    sums: Sums, kind: Kind, figure: Callable[[NDArray[np.float64]], NDArray[np.float64]], seed: int
+) -> Metric | None:
+    assert sums.noised is not None
+    table = sums.table(kind)
+    value = float(figure(table.clip(min=0.0)))
+    interval = noise_interval(table, sums.noised.deviation, figure, seed)
+    if interval is None or not np.isfinite(value):
+        return None
+    return Metric(value=value, low=min(interval[0], value), high=max(interval[1], value))
 
 
 def _metrics(labels: NDArray[np.int64] | None, agreement: NDArray[np.int64] | None) -> Metrics | None:

@@ -38,6 +38,8 @@ class PositionScores(Settings):
 
     aggregate: list[float]
     per_site: dict[str, list[float]] | None = None
+    noise_deviation: float | None = None
+    """Standard deviation of the noise in each aggregate under a private mechanism; those are sums over groups."""
 
 
 class SelectionRecord(Settings):
@@ -96,6 +98,10 @@ class Evaluation(Settings):
     site_alone_per_site: dict[str, Metrics] = Field(default_factory=dict)
     confusion: dict[Literal["bridge", "teacher", "agreement"], list[list[int]]] = Field(default_factory=dict)
     """Rows: labels (pseudo-labels for `agreement`); columns: predictions; order of `classes`."""
+    confusion_sums: dict[Literal["bridge", "teacher", "agreement"], list[list[float]]] = Field(default_factory=dict)
+    """Under a private mechanism, instead: noised sums of patients' tables, each patient's of norm at most one."""
+    noise_deviation: float | None = None
+    """Standard deviation of the noise in each cell of `confusion_sums`."""
     groups: dict[str, dict[str, Metrics]] = Field(default_factory=dict)
     """Figures by a public group of the recordings (for example the alarm type): group, predictor, metrics."""
     classes: list[str] = Field(default_factory=list)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,32 +16,41 @@ from numpy.typing import NDArray
 from bridge.cka import scores_from_similarity_moments
 from bridge.job import Job
 from bridge.messages import PROBE, SIMILARITY
+from bridge.privacy.selection import noise_deviation
 from bridge.probe import scores_from_moments
 from bridge.selection import choose_position
 from server.events import Event, EventLog
 from server.exchange import Exchange, Question
 from server.models import FrozenModels
 from server.moments import check_probe_moments, check_similarity_moments
+from server.noised import noised_sum
 from server.record import PositionScores, SelectionRecord
-from server.replies import Expected
+from server.replies import Answer, Expected
+
+if TYPE_CHECKING:
+    from bridge.privacy.noise import NoiseSource
 
 Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class _Stage:
-    """One of the two scans: the message, the item of each mode, and how moments are checked and become scores."""
+    """One of the two scans: the message, the item of each mode and of privacy, and how moments are checked and become
+    scores."""
 
     phase: Event
     message: str
     scores_item: str
     moments_item: str
+    private_item: str
     from_moments: Callable[[Scores], Scores]
     check_moments: Callable[[Scores], None]
 
 
-def select(exchange: Exchange, job: Job, models: FrozenModels, log: EventLog) -> SelectionRecord:
-    """Choose the input and the output position.
+def select(
+    exchange: Exchange, job: Job, models: FrozenModels, log: EventLog, noise: NoiseSource | None = None
+) -> SelectionRecord:
+    """Choose the input and the output position. `noise` is the server's own, where the mechanism asks for it.
 
     Raises `RunError` where too few sites answer, `SelectionError` where their numbers choose nothing, `PositionError`
     where a fixed position is none of the encoder's.
@@ -54,6 +64,7 @@ def select(exchange: Exchange, job: Job, models: FrozenModels, log: EventLog) ->
         PROBE,
         "probe_scores",
         "probe_moments",
+        "probe_sums",
         lambda sums: scores_from_moments(sums, widths, classes, folds, ridge),
         lambda moments: check_probe_moments(moments, widths, classes, folds),
     )
@@ -62,11 +73,12 @@ def select(exchange: Exchange, job: Job, models: FrozenModels, log: EventLog) ->
         SIMILARITY,
         "similarity_scores",
         "similarity_moments",
+        "similarity_sums",
         scores_from_similarity_moments,
         check_similarity_moments,
     )
-    m, probe_scores = _scan(exchange, job, models, probe, {}, log)
-    l, similarity_scores = _scan(exchange, job, models, similarity, {"input-position": m}, log)  # noqa: E741
+    m, probe_scores = _scan(exchange, job, models, probe, {}, log, noise)
+    l, similarity_scores = _scan(exchange, job, models, similarity, {"input-position": m}, log, noise)  # noqa: E741
     return SelectionRecord(
         mode=job.selection.mode,
         input_position=m,
@@ -86,23 +98,76 @@ def _fixed(job: Job, models: FrozenModels) -> SelectionRecord:
 
 
 def _scan(
-    exchange: Exchange, job: Job, models: FrozenModels, stage: _Stage, config: Mapping[str, int], log: EventLog
+    exchange: Exchange,
+    job: Job,
+    models: FrozenModels,
+    stage: _Stage,
+    config: Mapping[str, int],
+    log: EventLog,
+    noise: NoiseSource | None,
 ) -> tuple[int, PositionScores]:
-    moments = job.selection.mode == "moments"
-    item = stage.moments_item if moments else stage.scores_item
     log.emit(stage.phase, state="started", sites=len(exchange.roster))
+    scan = _private if job.privacy.private else _moments if job.selection.mode == "moments" else _scores
+    sites, found = scan(exchange, job, models, stage, config, noise)
+    position = choose_position(found.aggregate)
+    log.emit(stage.phase, state="done", sites=sites, position=position)
+    return position, found
+
+
+def _scores(
+    exchange: Exchange,
+    job: Job,
+    models: FrozenModels,
+    stage: _Stage,
+    config: Mapping[str, int],
+    noise: NoiseSource | None,
+) -> tuple[int, PositionScores]:
+    per_site = _ask(exchange, job, models, stage, stage.scores_item, config)
+    aggregate = weighted_mean(per_site, {site: job.sites.weight(site) for site in per_site})
+    listed = {site: scores.tolist() for site, scores in per_site.items()}
+    return len(per_site), PositionScores(aggregate=aggregate.tolist(), per_site=listed)
+
+
+def _moments(
+    exchange: Exchange,
+    job: Job,
+    models: FrozenModels,
+    stage: _Stage,
+    config: Mapping[str, int],
+    noise: NoiseSource | None,
+) -> tuple[int, PositionScores]:
+    item = stage.moments_item
+    per_site = _ask(exchange, job, models, stage, item, config, lambda a: stage.check_moments(a.values[item]))
+    aggregate = stage.from_moments(np.sum(list(per_site.values()), axis=0))
+    return len(per_site), PositionScores(aggregate=aggregate.tolist())
+
+
+def _private(
+    exchange: Exchange,
+    job: Job,
+    models: FrozenModels,
+    stage: _Stage,
+    config: Mapping[str, int],
+    noise: NoiseSource | None,
+) -> tuple[int, PositionScores]:
+    per_site = _ask(exchange, job, models, stage, stage.private_item, config)
+    summed = noised_sum(per_site, job, noise_deviation(job.privacy.selection), noise)
+    return len(per_site), PositionScores(aggregate=summed.values.tolist(), noise_deviation=summed.deviation)
+
+
+def _ask(
+    exchange: Exchange,
+    job: Job,
+    models: FrozenModels,
+    stage: _Stage,
+    item: str,
+    config: Mapping[str, int],
+    check: Callable[[Answer], None] | None = None,
+) -> dict[str, Scores]:
+    """The item of every site that answered well, by name."""
     expected = Expected((item,), dimensions=models.dimensions(job))
-    check = (lambda answer: stage.check_moments(answer.values[item])) if moments else None
     answers = exchange.ask_enough(Question(stage.phase, stage.message, expected, config, check=check))
-    per_site = {site: np.asarray(answer.values[item], np.float64) for site, answer in answers.good.items()}
-    if moments:
-        aggregate = stage.from_moments(np.sum(list(per_site.values()), axis=0))
-    else:
-        aggregate = weighted_mean(per_site, {site: job.sites.weight(site) for site in per_site})
-    position = choose_position(aggregate)
-    log.emit(stage.phase, state="done", sites=len(per_site), position=position)
-    listed = None if moments else {site: scores.tolist() for site, scores in per_site.items()}
-    return position, PositionScores(aggregate=aggregate.tolist(), per_site=listed)
+    return {site: np.asarray(answer.values[item], np.float64) for site, answer in answers.good.items()}
 
 
 def weighted_mean(values: Mapping[str, Scores], weights: Mapping[str, float]) -> Scores:
