@@ -2,8 +2,9 @@
 
 Each line holds `when` (UTC), `run`, `round` (null outside rounds), `message`, `event`, `item`, `shape`, `bytes`,
 `sha256` (of the item's content), `purpose`, `prev` (the hash of the line before) and `hash` (of the line without it).
-The events: `sent` (an item of a reply), `refused` (a message that was answered by a reason code alone) and `repaired`
-(see below).
+The events: `sent` (an item of a reply), `refused` (a message that was answered by a reason code alone), `ledger` (the
+head of the privacy ledger after a charge: `shape` holds the number of its last row, `sha256` that row's hash),
+`withdrawn` (a patient, by keyed hash in `sha256`) and `repaired` (see below).
 
 Beside the log lies its head (`<log>.head`: lines, bytes, hash), so that removing the last lines is found too. Whoever
 can write both files can forge both; a hospital that fears that copies the head elsewhere.
@@ -36,7 +37,9 @@ GENESIS = "0" * 64
 
 LOCK_SECONDS = 60.0
 
-Event = Literal["sent", "refused", "repaired"]
+TAIL_BYTES = 65_536
+
+Event = Literal["sent", "refused", "ledger", "withdrawn", "repaired"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,25 @@ class AuditLog:
         lines, _ = _scan(self.path, data, Head())
         self._check_head(head, data)
         return lines
+
+    def newest(self, event: Event) -> Entry | None:
+        """The last entry of that event, found from the end without checking the lines before. Of several in the last
+        64 KB, which processes may have written at once, the one with the largest shape. Raises `AuditError`."""
+        if not self.path.exists():
+            return None
+        try:
+            size = self.path.stat().st_size
+            for length in _lengthening(size):
+                with self.path.open("rb") as file:
+                    file.seek(size - length)
+                    lines = _split(file.read(length))
+                records = (_parse(raw) for raw in (lines if length == size else lines[1:]))
+                found = [_as_line(0, each).entry for each in records if each is not None and each["event"] == event]
+                if found:
+                    return max(found, key=lambda entry: entry.shape)
+        except OSError as error:
+            raise AuditError(f"{self.path}: the audit log can't be read", why=error.strerror or "") from error
+        return None
 
     def _resume(self) -> tuple[Head, bytes, list[Entry]]:
         """The end of the log, the newline that a torn line lacks, and the entry that marks torn text."""
@@ -253,6 +275,15 @@ def _scan(path: Path, data: bytes, start: Head) -> tuple[list[Line], Head]:
         end = Head(number, position, record["hash"])
         lines.append(_as_line(number, record))
     return lines, end
+
+
+def _lengthening(size: int) -> Iterator[int]:
+    """How much of a file's end to read, four times as much each time, up to all of it."""
+    length = TAIL_BYTES
+    while length < size:
+        yield length
+        length *= 4
+    yield size
 
 
 def _split(data: bytes) -> list[bytes]:

@@ -103,3 +103,24 @@ class CacheError(SiteError):
 
     exit_code = ExitCode.STORAGE
     reason = ReasonCode.STORAGE
+
+
+class LedgerError(SiteError):
+    """The privacy ledger or its key is missing, damaged, tampered with, an old copy, or can't be written."""
+
+    exit_code = ExitCode.STORAGE
+    reason = ReasonCode.LEDGER_UNUSABLE
+
+
+class BudgetError(SiteError):
+    """A plan, or a message beyond its plan, would cost a patient more than the site's policy gives."""
+
+    exit_code = ExitCode.REFUSED
+    reason = ReasonCode.BUDGET_SPENT
+
+
+class ReplayError(SiteError):
+    """A message was asked before: in another form, or its first answer never came to be."""
+
+    exit_code = ExitCode.REFUSED
+    reason = ReasonCode.ASKED_AGAIN

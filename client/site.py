@@ -52,6 +52,16 @@ class Site:
         return self.resolve(self.file.audit)
 
     @property
+    def ledger_path(self) -> Path:
+        """The privacy ledger."""
+        return self.resolve(self.file.ledger)
+
+    @property
+    def key_path(self) -> Path:
+        """The site's secret key, beside the ledger."""
+        return self.ledger_path.with_suffix(".key")
+
+    @property
     def log_path(self) -> Path:
         """The site's own log."""
         return self.resolve(self.file.log)

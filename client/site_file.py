@@ -199,7 +199,10 @@ class SiteFile(Settings):
     """The site's policy; without one the strictest defaults hold."""
     cache: CacheSection = CacheSection()
     audit: Path = Path("audit.jsonl")
-    """The ledger of everything that left the site."""
+    """The log of everything that left the site."""
+    ledger: Path = Path("ledger.sqlite")
+    """What private runs have cost each patient; the site's secret key lies beside it, as `<name>.key`. Keep both for
+    as long as the recordings are used, outside any run's folder."""
     log: Path = Path("site.log")
     """Errors in full, for the site's engineer alone."""
 
