@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 Phase = Literal["probe", "similarity", "closed_form", "training", "metrics"]
 Cohort = Literal["pair", "validation", "test"]
 
-FINE = 1e-4
-"""Width of the privacy loss' grid; the error of an epsilon is below 1e-4 for all settings that are tested."""
-COARSE = 1e-3
-"""For a first look: about ten times faster, and never below the fine one by more than rounding."""
+FINE = 2e-4
+"""Width of the privacy loss' grid. Its pessimism grows with count x width^2: below 5e-4 at 20,000 noise additions."""
+COARSE = 2e-3
+"""For a first look: about ten times faster, and too high rather than too low."""
+
+_ORDERS = (*(2 + quarter / 4 for quarter in range(36)), *range(11, 65), 80, 96, 128, 256, 512, 1024)
+"""Of Renyi's divergence. Below 2 the series for sampled Gaussians often fails to converge."""
 
 FALSE_POSITIVES = 0.01
 
@@ -131,7 +134,7 @@ def event(releases: Iterable[Release]) -> DpEvent:
 
 
 def epsilon(releases: Iterable[Release], delta: float) -> float:
-    """Epsilon of all releases together at `delta`, rounded up by less than 1e-4; 0 where there is none.
+    """Epsilon of all releases together at `delta`, rounded up by less than 1e-3; 0 where there is none.
 
     Raises `ConfigError` where delta is not in (0, 1).
     """
@@ -222,7 +225,7 @@ def _rdp_epsilon(terms: _Terms, delta: float) -> float:
 
     if not terms:
         return 0.0
-    accountant = rdp.RdpAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
+    accountant = rdp.RdpAccountant(_ORDERS, NeighboringRelation.ADD_OR_REMOVE_ONE)
     return float(accountant.compose(_composed(terms)).get_epsilon(delta))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import ceil, floor, log10
+from functools import partial
+from math import ceil, exp, floor, log, log10
 from typing import Literal
 
 from bridge.errors import ConfigError
@@ -35,23 +36,25 @@ def noise_for(target: float, delta: float, fixed: Releases, template: Release) -
     of reach: what is there spends it, or epsilon is too small.
     """
 
-    def meets(noise: float, price: Callable[[Releases, float], float] = epsilon) -> bool:
-        return price((*fixed, replace(template, noise_multiplier=noise)), delta) <= target
+    def gap(log_noise: float, price: Callable[[Releases, float], float]) -> float:
+        return price((*fixed, replace(template, noise_multiplier=exp(log_noise))), delta) - target
 
-    if not meets(_LARGEST):
+    low, high = log(_SMALLEST), log(_LARGEST)
+    if gap(high, epsilon) > 0:
         raise ConfigError(
             f"epsilon {target:g} at delta {delta:g} can't be met by any noise",
             why=f"what else is planned for these patients costs {epsilon(fixed, delta):.4g} by itself",
             fix="raise the epsilon, or give the other phases less",
         )
-    high = _least(lambda noise: meets(noise, coarse_epsilon), _SMALLEST, _LARGEST, 1e-3)
-    # The coarse grid answers within a fraction of a percent and mostly too high; the fine one decides.
-    while not meets(high):
-        high = min(high * 1.01, _LARGEST)
-    low = high
-    while low > _SMALLEST and meets(low):
-        high, low = low, max(low / 1.005, _SMALLEST)
-    return _rounded_up(_least(meets, low, high, _TOLERANCE))
+    # Epsilon is slow to compute where noise is small, so the search comes from above, on the coarse grid first.
+    least, step = 0.0, 0.7
+    for price, tolerance in ((coarse_epsilon, 1e-3), (epsilon, _TOLERANCE)):
+        least = _root(partial(gap, price=price), least, step, (low, high), tolerance)
+        step = 2e-3
+    noise, unit = _rounded_up(exp(least))
+    while gap(log(noise), epsilon) > 0:
+        noise, unit = _rounded_up(noise + unit / 2)
+    return noise
 
 
 def resolved(job: Job) -> Job:
@@ -135,18 +138,28 @@ def _with_noise(job: Job, phase: Phase, noise: float) -> Job:
     return job.model_copy(update={"privacy": job.privacy.model_copy(update={phase: asked})})
 
 
-def _least(meets: Callable[[float], bool], low: float, high: float, tolerance: float) -> float:
-    """The least noise between two that meets, within a relative tolerance from above; `high` is known to meet."""
-    if meets(low):
-        return low
-    while high > low * (1 + tolerance):
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if meets(middle) else (middle, high)
-    return high
+def _root(
+    gap: Callable[[float], float], start: float, step: float, ends: tuple[float, float], tolerance: float
+) -> float:
+    """Where a falling function crosses zero, looked for about `start`; the end of the interval where it does not."""
+    from scipy.optimize import brentq
+
+    low, high = ends
+    right = start
+    while gap(right) > 0:
+        start, right, step = right, min(right + step, high), step * 2
+        if start == high:
+            return high
+    left = start if start < right else max(right - step, low)
+    while gap(left) <= 0:
+        if left == low:
+            return low
+        right, left, step = left, max(left - step, low), step * 2
+    return float(brentq(gap, left, right, xtol=tolerance))
 
 
-def _rounded_up(value: float) -> float:
-    """To five significant digits."""
+def _rounded_up(value: float) -> tuple[float, float]:
+    """To five significant digits, and the value of the last of them."""
     unit = 10.0 ** (floor(log10(value)) + 1 - _DIGITS)
-    up = ceil(value / unit) * unit
-    return float(f"{up:.{_DIGITS}g}")
+    up = ceil(value / unit * (1 - 1e-12)) * unit
+    return float(f"{up:.{_DIGITS}g}"), unit
