@@ -17,6 +17,7 @@ Event = Literal[
     "describe",
     "probe",
     "similarity",
+    "closed_form",
     "round",
     "evaluate",
     "lost_turn",
@@ -27,7 +28,7 @@ Event = Literal[
     "failed",
     "note",
 ]
-"""Phases (describe, probe, similarity, evaluate, export) are logged twice: `state` started, then done."""
+"""Phases (describe, probe, similarity, closed_form, evaluate, export) are logged twice: `state` started, then done."""
 
 
 class EventLog:

@@ -1,8 +1,9 @@
 """Compact encoders and a task head from PUBLIC patients, made once and cached by content.
 
 A models folder holds `old_encoder/`, `new_encoder/`, `task_head/` (each a card and safetensors) and
-`public_vectors.safetensors`: key `in.<l>`, float32 `(k, width)`, centroids of public token vectors at the input of old
-position `l`, from which a bridge's prototypes may start.
+`public_vectors.safetensors`, what public patients lend to a bridge, all float32. For each old position `l`: `in.<l>
+(k, width)`, centroids of the tokens at its input, and `tokens.<l> (n, tokens, width)`, such tokens of whole windows.
+For each new position `m`: `mean.<m> (width,)` and `covariance.<m> (width, width)` of its pooled outputs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +35,18 @@ from bridge.windows import Preprocessing, WindowSpec
 from simulations.errors import UnwritableError
 from simulations.source import SignalSource, cache_root
 
+Vectors = dict[str, NDArray[Any]]
+"""Public arrays by their key in the file."""
+
 OLD, NEW, HEAD, PUBLIC_VECTORS = "old_encoder", "new_encoder", "task_head", "public_vectors.safetensors"
 
-_RECIPE = 1
+_RECIPE = 2
 """Part of the cache key: raised when the training code changes what it makes from the same settings."""
+
+_BATCH = 64
+
+_TOKEN_WINDOWS = 64
+"""Public windows whose tokens are kept: of as many patients, where there are so many."""
 
 
 class NewEncoderConfig(Settings):
@@ -171,15 +180,17 @@ def _train(
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     with ProcessPoolExecutor(2, mp_context=context, initializer=_start, initargs=(queue, config.threads)) as pool:
-        jobs = {
+        started = (
             pool.submit(_train_old, old, classes, config, data, folder),
             pool.submit(_train_new, new, config, data, folder),
-        }
+        )
+        jobs = set(started)
         while jobs:
             done, jobs = wait(jobs, timeout=0.2)
             _tell(queue, progress)
             for job in done:
                 job.result()
+    _save_public(folder, [job.result() for job in started])
 
 
 def _tell(queue: Any, progress: Progress | None) -> None:
@@ -214,7 +225,7 @@ def _fresh(spec: WindowSpec, config: NewEncoderConfig, seed: int) -> CompactEnco
         return CompactEncoder(spec, config.architecture)
 
 
-def _train_new(new: PublicWindows, config: EncodersConfig, data: str, folder: Path) -> None:
+def _train_new(new: PublicWindows, config: EncodersConfig, data: str, folder: Path) -> Vectors:
     seed = 4 * config.seed + 2
     encoder = _fresh(new.spec, config.new, seed)
     history = pretrain(encoder, new.x, config.new.pretrain, seed=seed, progress=_progress_of("new"))
@@ -224,9 +235,12 @@ def _train_new(new: PublicWindows, config: EncodersConfig, data: str, folder: Pa
         "pretrain_loss": _last(history.loss),
     }
     save_encoder(folder / NEW, encoder.state_dict(), encoder.card(new.preprocessing, training))
+    return _pooled_moments(folder, new)
 
 
-def _train_old(old: PublicWindows, classes: tuple[str, ...], config: EncodersConfig, data: str, folder: Path) -> None:
+def _train_old(
+    old: PublicWindows, classes: tuple[str, ...], config: EncodersConfig, data: str, folder: Path
+) -> Vectors:
     seed = 4 * config.seed
     encoder = _fresh(old.spec, config.old, seed)
     progress = _progress_of("old")
@@ -252,7 +266,7 @@ def _train_old(old: PublicWindows, classes: tuple[str, ...], config: EncodersCon
     }
     card = save_encoder(folder / OLD, encoder.state_dict(), encoder.card(old.preprocessing, training))
     save_head(folder / HEAD, head, classes=classes, old_encoder=card.digest, training=training)
-    _save_public_vectors(folder, old.x[rows], config)
+    return _centroids(folder, old.x[rows], config) | _tokens(folder, old)
 
 
 def _provenance(windows: PublicWindows, data: str, seed: int) -> dict[str, Any]:
@@ -264,10 +278,57 @@ def _last(losses: list[float]) -> float | None:
     return round(float(np.mean(losses[-20:])), 5) if losses else None
 
 
-def _save_public_vectors(folder: Path, x: NDArray[np.float32], config: EncodersConfig) -> None:
+def _save_public(folder: Path, parts: Sequence[Vectors]) -> None:
+    from safetensors.numpy import save_file
+
+    named = {name: np.ascontiguousarray(values, np.float32) for part in parts for name, values in part.items()}
+    save_file(named, folder / PUBLIC_VECTORS)
+
+
+def _pooled_moments(folder: Path, new: PublicWindows) -> Vectors:
+    """Mean and covariance of the pooled outputs of each new position, each patient weighing the same."""
+    import torch
+
+    from bridge.public_constants import pooled_moments
+
+    encoder = load_encoder(folder / NEW)
+    with torch.no_grad():
+        parts = (torch.from_numpy(new.x[first : first + _BATCH]) for first in range(0, len(new.x), _BATCH))
+        taps = [encoder.taps(part).outputs for part in parts]
+    found: Vectors = {}
+    for position, outputs in enumerate(zip(*taps, strict=True)):
+        mean, covariance = pooled_moments(torch.cat(outputs).numpy(), new.patients)
+        found |= {f"mean.{position}": mean, f"covariance.{position}": covariance}
+    return found
+
+
+def _tokens(folder: Path, old: PublicWindows) -> Vectors:
+    """Tokens of some windows at each old position's input."""
+    import torch
+
+    encoder = load_encoder(folder / OLD)
+    rows = spread_rows(old.patients, _TOKEN_WINDOWS)
+    with torch.no_grad():
+        inputs = encoder.taps(torch.from_numpy(old.x[rows]), lambda h: h).inputs
+    return {f"tokens.{position}": tokens.numpy() for position, tokens in enumerate(inputs)}
+
+
+def spread_rows(patients: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """At most `count` rows, ascending, of as many patients as can be: one of each, then a second of each, and so on.
+
+    A patient's rows are taken from all over the recording.
+    """
+    turns: list[tuple[int, str, int]] = []
+    for patient in np.unique(patients):
+        own = np.flatnonzero(patients == patient)
+        order = np.random.default_rng(len(own)).permutation(own)
+        turns += [(turn, str(patient), int(row)) for turn, row in enumerate(order)]
+    return np.sort(np.asarray([row for _, _, row in sorted(turns)[:count]], np.int64))
+
+
+def _centroids(folder: Path, x: NDArray[np.float32], config: EncodersConfig) -> Vectors:
     """K-means centroids of public tokens at each old position's input, the largest cluster first."""
     import torch
-    from safetensors.numpy import save_file
     from sklearn.cluster import MiniBatchKMeans
 
     encoder = load_encoder(folder / OLD)
@@ -275,11 +336,11 @@ def _save_public_vectors(folder: Path, x: NDArray[np.float32], config: EncodersC
     chosen = rng.choice(len(x), min(len(x), 256), replace=False)
     with torch.no_grad():
         inputs = encoder.taps(torch.from_numpy(x[np.sort(chosen)]), lambda h: h).inputs
-    vectors: dict[str, NDArray[np.float32]] = {}
+    vectors: Vectors = {}
     for position, tokens in enumerate(inputs):
         flat = tokens.flatten(0, 1).numpy()
         kmeans = MiniBatchKMeans(min(config.public_vectors, len(flat)), random_state=config.seed, n_init=1, max_iter=30)
         sizes = np.bincount(kmeans.fit_predict(flat), minlength=kmeans.n_clusters)
         order = np.argsort(-sizes, kind="stable")
-        vectors[f"in.{position}"] = np.ascontiguousarray(kmeans.cluster_centers_[order], np.float32)
-    save_file(vectors, folder / PUBLIC_VECTORS)
+        vectors[f"in.{position}"] = kmeans.cluster_centers_[order]
+    return vectors

@@ -1,0 +1,182 @@
+"""The one-shot bridge: a ridge regression from whitened new features to coefficients of old tokens, solved from sums.
+
+For a window, `x = [(h - mean) whitening, 1]` (`rows` numbers) is what A reads, and `c` (`columns` numbers) are the
+coefficients of its old tokens at position `l`, less the public constant, in the basis of K cosines times the frozen
+prototypes (least squares). The bridge that predicts them best is `W = (G + ridge I)^-1 X` with `G = E[x x']` and
+`X = E[x c']`, means over patients of each patient's mean over windows; cut to rank r it is `A B`.
+
+So a patient says all in one vector: a weight, X, and (where asked for) G. Vectors of patients are added up, at a site
+and over sites, and the sum gives exactly what one machine with all patients would get.
+
+Unit: the patient. Entries are scaled by public numbers (`Layout`), such that the norm of a usual patient's vector is
+about one, and under a private mechanism each patient's whole vector is clipped to an L2 norm of R. Adding or removing
+one patient then moves the sum by at most R, which is the sensitivity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.cosines import cosine_basis
+from bridge.prototype import Arrays
+from bridge.shape import BridgeShape
+
+Floats = NDArray[np.float64]
+
+_WEIGHT = 0.25
+"""A patient's entry for its weight of one: small beside the rest of the vector, since a sum over patients of it needs
+little precision."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where what stands in the statistics, and by which public numbers it is scaled (`messages.closed_form_length`)."""
+
+    rows: int
+    columns: int
+    gram: bool
+
+    @property
+    def length(self) -> int:
+        """Numbers in the vector."""
+        return 1 + self.rows * self.columns + (self.rows * (self.rows + 1) // 2 if self.gram else 0)
+
+    @property
+    def cross_scale(self) -> float:
+        """Of X: inputs and coefficients have about unit variance, so the norm of `x c'` is about its inverse."""
+        return float(1.0 / np.sqrt(self.rows * self.columns))
+
+    @property
+    def gram_scale(self) -> float:
+        """Of G: the norm of `x x'` is about its inverse."""
+        return 1.0 / self.rows
+
+    def pack(self, weight: float, cross: Floats, gram: Floats | None) -> Floats:
+        """The vector of a weight, X `(rows, columns)` and, where it is part of the layout, G `(rows, rows)`."""
+        parts = [np.array([weight * _WEIGHT]), cross.ravel() * self.cross_scale]
+        if self.gram:
+            assert gram is not None
+            parts.append(gram[np.triu_indices(self.rows)] * self.gram_scale)
+        return np.concatenate(parts)
+
+    def unpack(self, vector: Floats) -> tuple[float, Floats, Floats | None]:
+        """Weight, X and G of a vector or of a sum of some. A sum's G is symmetric since half of it is written."""
+        cells = self.rows * self.columns
+        cross = vector[1 : 1 + cells].reshape(self.rows, self.columns) / self.cross_scale
+        gram: Floats | None = None
+        if self.gram:
+            upper = np.zeros((self.rows, self.rows))
+            upper[np.triu_indices(self.rows)] = vector[1 + cells :] / self.gram_scale
+            gram = upper + np.triu(upper, 1).T
+        return float(vector[0]) / _WEIGHT, cross, gram
+
+
+@dataclass(frozen=True)
+class Regression:
+    """The regression's two sides, from public arrays of a bridge that has whitening and frozen prototypes."""
+
+    shape: BridgeShape
+    layout: Layout
+    mean: Floats
+    whitening: Floats
+    to_coefficients: Floats
+    cosines: Floats
+    constant: Floats | None
+
+    @classmethod
+    def of(cls, shape: BridgeShape, arrays: Mapping[str, NDArray[Any]], gram: bool) -> Regression:
+        """From the broadcast; raises `ValueError` where the shape is not of a bridge with a closed form."""
+        if not (shape.cosines and shape.components and shape.frozen_prototypes):
+            raise ValueError("the closed form needs cosines, whitening and frozen prototypes")
+        return cls(
+            shape=shape,
+            layout=Layout(shape.rows, shape.columns, gram),
+            mean=np.asarray(arrays["mean"], np.float64),
+            whitening=np.asarray(arrays["whitening"], np.float64),
+            to_coefficients=np.linalg.pinv(np.asarray(arrays["P"], np.float64)),
+            cosines=cosine_basis(shape.cosines, shape.tokens_old),
+            constant=np.asarray(arrays["constant"], np.float64) if shape.constant else None,
+        )
+
+    def inputs(self, h: NDArray[Any]) -> Floats:
+        """Of pooled features `(windows, d_new)`: what A reads, `(windows, rows)`."""
+        white = (np.asarray(h, np.float64) - self.mean) @ self.whitening
+        return np.concatenate([white, np.ones((len(white), 1))], axis=1)
+
+    def coefficients(self, tokens: NDArray[Any]) -> Floats:
+        """Of old tokens `(windows, tokens_old, d_old)`: `(windows, columns)`, cosine by cosine."""
+        values = np.asarray(tokens, np.float64)
+        if self.constant is not None:
+            values = values - self.constant
+        return (self.cosines @ values @ self.to_coefficients).reshape(len(values), self.shape.columns)
+
+    def patient(self, h: NDArray[Any], tokens: NDArray[Any], clip: float | None = None) -> Floats:
+        """One patient's vector, from all its windows (at least one).
+
+        With a `clip` R its norm is at most R; a vector that is not finite is zeros, as if the patient were not there.
+        """
+        x, c = self.inputs(h), self.coefficients(tokens)
+        vector = self.layout.pack(1.0, x.T @ c / len(x), x.T @ x / len(x) if self.layout.gram else None)
+        if clip is None:
+            return vector
+        norm = float(np.linalg.norm(vector))
+        if not np.isfinite(norm):
+            return np.zeros(self.layout.length)
+        return vector * min(1.0, clip / norm) if norm > 0 else vector
+
+
+def solve(
+    statistics: Floats, layout: Layout, *, rank: int, ridge: float, deviation: float = 0.0, drop: bool = False
+) -> tuple[Floats, Floats]:
+    """A `(rows, rank)` and B `(rank, columns)` from the summed statistics, whose every number holds Gaussian noise of
+    standard deviation `deviation`.
+
+    A Gram matrix that is no part of the statistics is that of the public whitening, the identity. With `drop`, singular
+    values of X that noise alone would reach (`noise_edge`) are dropped; all this is computed from what was released,
+    and costs nothing more. Noise that leaves no weight gives a bridge of zeros.
+    """
+    weight, cross, gram = layout.unpack(statistics)
+    if weight <= 0:
+        return np.zeros((layout.rows, rank)), np.zeros((rank, layout.columns))
+    noise = deviation / layout.cross_scale / weight
+    moments = _denoised(cross / weight, noise) if drop and noise > 0 else cross / weight
+    if gram is None:
+        matrix = np.eye(layout.rows)
+    else:
+        # Noise may take a symmetric matrix out of the positive ones; back to the nearest.
+        values, vectors = np.linalg.eigh(gram / weight)
+        matrix = (vectors * np.maximum(values, 0.0)) @ vectors.T
+    full = np.linalg.solve(matrix + ridge * np.eye(layout.rows), moments)
+    return factors(np.asarray(full, np.float64), rank)
+
+
+def factors(matrix: Floats, rank: int) -> tuple[Floats, Floats]:
+    """A and B whose product is the best approximation of rank `rank`, `A = U sqrt(S)`, `B = sqrt(S) V'`; where the
+    matrix has fewer than `rank` singular values the rest are zeros."""
+    u, s, v = np.linalg.svd(matrix, full_matrices=False)
+    kept = min(rank, len(s))
+    a, b = np.zeros((matrix.shape[0], rank)), np.zeros((rank, matrix.shape[1]))
+    a[:, :kept] = u[:, :kept] * np.sqrt(s[:kept])
+    b[:kept] = np.sqrt(s[:kept])[:, None] * v[:kept]
+    return a, b
+
+
+def noise_edge(deviation: float, rows: int, columns: int) -> float:
+    """Where the singular values of a `(rows, columns)` matrix of Gaussian noise end (Bai and Yin 1993)."""
+    return float(deviation * (np.sqrt(rows) + np.sqrt(columns)))
+
+
+def _denoised(matrix: Floats, deviation: float) -> Floats:
+    u, s, v = np.linalg.svd(matrix, full_matrices=False)
+    kept = s > noise_edge(deviation, *matrix.shape)
+    return np.asarray((u[:, kept] * s[kept]) @ v[kept], np.float64)
+
+
+def solved_arrays(broadcast: Arrays, a: Floats, b: Floats) -> Arrays:
+    """The broadcast with A and B in place of its own, float32."""
+    return broadcast | {"A": a.astype(np.float32), "B": b.astype(np.float32)}
