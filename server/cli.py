@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from bridge.console import new_app, run_app
+from server.cli_statement import app as statement_app
 
 app = new_app("The coordinator's side of fedbridge: read the run folders that its runs leave. Flower starts the runs.")
+app.add_typer(statement_app, name="statement")
 
 
 @app.command()
@@ -49,11 +51,13 @@ def compare(
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON schema of run.json (docs/reference/run.schema.json holds the same)."""
-    from server.record import schema_text
+def schema(
+    privacy: Annotated[bool, typer.Option("--privacy", help="That of privacy.json instead.")] = False,
+) -> None:
+    """Print the JSON schema of run.json (docs/reference/run.schema.json and privacy.schema.json hold the same)."""
+    from server import record, statement
 
-    typer.echo(schema_text(), nl=False)
+    typer.echo(statement.schema_text() if privacy else record.schema_text(), nl=False)
 
 
 def main() -> None:

@@ -27,3 +27,9 @@ class ReplyError(FedbridgeError):
     """A reply is not one that the server asked for; costs that site its turn, never the run."""
 
     exit_code = ExitCode.RUN_FAILED
+
+
+class StatementError(FedbridgeError):
+    """A privacy statement can't be read, is not of its schema, or claims what its events do not give."""
+
+    exit_code = ExitCode.REFUSED

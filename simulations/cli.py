@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bridge.console import new_app, run_app
+from simulations.cli_options import ConfigArgument, QuietOption, SetOption
+from simulations.cli_plan import register as register_plan
 
 if TYPE_CHECKING:
     from server.record import Metric, Metrics, RunRecord
@@ -21,14 +23,7 @@ if TYPE_CHECKING:
 
 app = new_app("Simulate a study of many hospitals on one machine.")
 
-ConfigArgument = Annotated[
-    Path, typer.Argument(help="A configuration, such as configs/demo.yaml.", metavar="CONFIG.yaml")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, such as train.rounds=5. May be repeated."),
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress: only the result.")]
+register_plan(app)
 
 
 @app.command("prepare")
