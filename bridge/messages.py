@@ -166,7 +166,7 @@ class Item:
 _UPDATE_BOUND = 1e6
 _COUNT_BOUND = 2.0**53
 
-_ITEMS = (
+_ITEMS: tuple[Item, ...] = (
     Item("site", DESCRIBE, "text", "order and report replies by the site's agreed name"),
     Item("can_take_part", DESCRIBE, "flag", "know whom to ask"),
     Item("reason", DESCRIBE, "number", "tell why a site can't take part", low=0, high=199),
@@ -248,10 +248,6 @@ _ITEMS = (
         _COUNT_BOUND,
         True,
     ),
-)
-
-_ITEMS = (
-    *_ITEMS,
     Item(
         "confusion_sums",
         EVALUATE,
@@ -268,11 +264,6 @@ UPDATE_ITEMS = ("update.A", "update.B", "update.P")
 PRIVATE_ITEMS = ("probe_sums", "similarity_sums", "statistics", *UPDATE_ITEMS, "confusion_sums")
 """What leaves under a private mechanism, beside what describe answers and the weight."""
 CONFUSION_ITEMS = ("confusion.bridge", "confusion.teacher", "confusion.agreement")
-
-
-def update_items(shape: BridgeShape) -> tuple[str, ...]:
-    """The items of a train reply's update: one for each trained parameter."""
-    return tuple(f"update.{name}" for name in shape.trained)
 
 
 def declared(name: str, message: str) -> Item:

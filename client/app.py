@@ -55,7 +55,7 @@ def _prepare(session: Session, message: Message) -> None:
     if session.job.privacy.private:
         from client.private import reserve
 
-        reserve(session)
+        reserve(session).close()
         return
     for problem in session.pairs().problems:
         log_error(session.site.log_path, message.metadata.message_type, "FILE_LEFT_OUT", problem.error)

@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 
 from bridge.hashing import sha256_array, sha256_json
 from bridge.job import Job
-from bridge.messages import EVALUATE, ITEMS
+from bridge.messages import ITEMS
 from client.bounds import COHORTS, plan_of
 from client.requests import Request
 from client.session import Session
@@ -62,7 +62,7 @@ class Randomness:
 
 
 def reserve(session: Session) -> Ledger:
-    """The site's ledger, with the whole plan of the job reserved for every patient of its cohorts.
+    """The site's ledger, with the whole plan of the job reserved for every patient of its cohorts. To be closed.
 
     Raises `BudgetError` where it would pass a patient's cap, `LedgerError` where the ledger can't be used.
     """
@@ -71,17 +71,19 @@ def reserve(session: Session) -> Ledger:
 
     job, policy = session.job, session.policy
     releases = plan_of(job)
-    ledger = Ledger.open(session.site)
-    ledger.reserve(
-        session.run_key,
-        Plan(
-            sha256=sha256_json(job.model_dump(mode="json", by_alias=True)),
-            releases=releases,
-            delta=job.privacy.delta,
-            cap=policy.privacy.epsilon_cap,
-            cohorts={name: _patients(session, name) for name in COHORTS if releases_of(job, name)},
-        ),
+    plan = Plan(
+        sha256=sha256_json(job.model_dump(mode="json", by_alias=True)),
+        releases=releases,
+        delta=job.privacy.delta,
+        cap=policy.privacy.epsilon_cap,
+        cohorts={name: _patients(session, name) for name in COHORTS if releases_of(job, name)},
     )
+    ledger = Ledger.open(session.site)
+    try:
+        ledger.reserve(session.run_key, plan)
+    except BaseException:
+        ledger.close()
+        raise
     return ledger
 
 
@@ -95,16 +97,16 @@ def private_reply(session: Session, message: Message, request: Request, compute:
 
     split: Split = request.split or "pair"
     randomness = Randomness(session.job, session.site.name, request)
-    ledger = reserve(session)
-    stored = ledger.answer(
-        session.run_key,
-        MessageKey(request.message, request.round, request.split),
-        _fingerprint(request),
-        message_releases(session.job, request.message, request.split if request.message == EVALUATE else None),
-        split,
-        lambda: _packed(compute(session, request, session.cohort(split), randomness)),
-        encrypt=session.job.privacy.mechanism == "central",
-    )
+    with reserve(session) as ledger:
+        stored = ledger.answer(
+            session.run_key,
+            MessageKey(request.message, request.round, request.split),
+            _fingerprint(request),
+            message_releases(session.job, request.message, request.split),
+            split,
+            lambda: _packed(compute(session, request, session.cohort(split), randomness)),
+            encrypt=session.job.privacy.mechanism == "central",
+        )
     return session.reply(message, request, _unpacked(stored))
 
 

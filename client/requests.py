@@ -70,8 +70,6 @@ class Request:
     arrays: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     shape: BridgeShape | None = None
     """Sizes of the bridge, of a request that has one."""
-    shape: BridgeShape | None = None
-    """The bridge's sizes, where the message carries one."""
 
     @property
     def positions(self) -> tuple[int, int]:

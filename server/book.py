@@ -26,7 +26,18 @@ Engine = Literal["local", "flower", "deployment"]
 REFUSED = "refused"
 """Under this name the outbox summary counts what came and was not accepted: its names are not the schema's."""
 
-_PACKAGES = ("fedbridge", "flwr", "torch", "numpy", "scipy", "scikit-learn", "safetensors", "pydantic")
+_PACKAGES = (
+    "fedbridge",
+    "flwr",
+    "torch",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "safetensors",
+    "pydantic",
+    "opacus",
+    "dp-accounting",
+)
 _SECONDS_BETWEEN_WRITES = 0.5
 
 
@@ -51,9 +62,11 @@ class RunBook:
             "config": job.model_dump(mode="json", by_alias=True),
             "seed": job.seed,
             "engine": engine,
+            "threat_model": job.privacy.mechanism,
             "models": models,
             "versions": versions(),
         }
+        self._private = job.privacy.private
         self._started = started
         self._seconds_before = 0.0
         self._clock = time.monotonic()
@@ -142,7 +155,7 @@ class RunBook:
                 for (site, item), (count, size) in sorted(self._outbox.items())
             ],
             started=self._started,
-            seconds=round(self.seconds, 3),
+            seconds=None if self._private else round(self.seconds, 3),
             resumed_from_round=self.resumed_from,
             **self._fixed,
         )

@@ -59,17 +59,21 @@ class CheckpointFolder:
 
     A killed process loses nothing. Against a power cut a file must be synced to the disk too, which may take longer
     than a short round: that is done at most once a second, and the newest synced file is kept beside the newest three.
+    `always_sync`: at each, since a noised aggregate that is lost after its broadcast would be noised anew, which is a
+    second release.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, always_sync: bool = False) -> None:
         self.path = path
+        self._always = always_sync
         self._synced = -_SECONDS_BETWEEN_SYNCS
         self._durable: Path | None = None
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint; raises `RunFolderError` where that fails."""
         path = self.path / f"round-{checkpoint.round:06d}.safetensors"
-        sync = bool(checkpoint.stopped) or time.monotonic() - self._synced >= _SECONDS_BETWEEN_SYNCS
+        due = self._always or bool(checkpoint.stopped)
+        sync = due or time.monotonic() - self._synced >= _SECONDS_BETWEEN_SYNCS
         try:
             write_whole(path, _pack(checkpoint), sync=sync)
             if sync:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
 from bridge.config import Settings
 from bridge.files import write_whole
+from bridge.job_privacy import MechanismName
 from server.errors import RunFolderError
 
+Content = TypeVar("Content", bound=Settings)
+
 RUN_JSON = "run.json"
+SIMULATED_EVALUATION = "simulated_evaluation.json"
+"""Beside the record of a simulated private run: the figures that only the simulator can compute, an `Evaluation`."""
 
 
 class Metric(Settings):
@@ -73,7 +78,8 @@ class RoundRecord(Settings):
     sites: list[str]
     bytes_up: int
     bytes_down: int
-    seconds: float
+    seconds: float | None = None
+    """Null under a private mechanism: it depends on how many patients were drawn."""
 
 
 class SiteRecord(Settings):
@@ -131,7 +137,7 @@ class RunRecord(Settings):
     config: dict[str, Any]
     seed: int
     engine: Literal["local", "flower", "deployment"]
-    threat_model: Literal["none"] = "none"
+    threat_model: MechanismName = "none"
     sites: list[SiteRecord] = Field(default_factory=list)
     selection: SelectionRecord | None = None
     bridge: BridgeRecord | None = None
@@ -142,7 +148,8 @@ class RunRecord(Settings):
     """Card of each frozen model: old_encoder, new_encoder, task_head."""
     versions: dict[str, str] = Field(default_factory=dict)
     started: str = ""
-    seconds: float = 0.0
+    seconds: float | None = None
+    """Null under a private mechanism."""
     resumed_from_round: int | None = None
     rotations: list[str] = Field(default_factory=list)
     """Sub-folders of a run whose test patients were rotated: each holds a run record, `evaluation` here pools them."""
@@ -150,22 +157,39 @@ class RunRecord(Settings):
 
 def write_record(folder: Path, record: RunRecord) -> None:
     """Write `run.json` in one atomic rename; raises `RunFolderError` where the folder can't be written."""
-    text = json.dumps(record.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False, allow_nan=False)
+    _write(folder / RUN_JSON, record)
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read `run.json` of a run folder; raises `RunFolderError` where there is none or it is no run record."""
+    return _read(folder / RUN_JSON, RunRecord, "a run record of schema fedbridge.run/1")
+
+
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write an evaluation as a file of its own; raises `RunFolderError`."""
+    _write(path, evaluation)
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read an evaluation's own file; raises `RunFolderError`."""
+    return _read(path, Evaluation, "an evaluation")
+
+
+def _write(path: Path, content: Settings) -> None:
+    text = json.dumps(content.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False, allow_nan=False)
     try:
-        write_whole(folder / RUN_JSON, text + "\n")
+        write_whole(path, text + "\n")
     except OSError as error:
         raise RunFolderError(
-            f"{folder}: the run record can't be written",
+            f"{path}: can't be written",
             why=error.strerror or "",
             fix="free space or choose a writable --out",
         ) from error
 
 
-def read_record(folder: Path) -> RunRecord:
-    """Read `run.json` of a run folder; raises `RunFolderError` where there is none or it is no run record."""
-    path = folder / RUN_JSON
+def _read(path: Path, model: type[Content], what: str) -> Content:
     try:
-        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        return model.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunFolderError(
             f"{path}: can't be read", why=error.strerror or "", fix="name the folder of a run (it holds run.json)"
@@ -173,7 +197,7 @@ def read_record(folder: Path) -> RunRecord:
     except (ValidationError, UnicodeDecodeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         raise RunFolderError(
-            f"{path}: is not a run record of schema fedbridge.run/1",
+            f"{path}: is not {what}",
             why=f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ") if first else str(error),
             fix="use the file as the run wrote it",
         ) from error

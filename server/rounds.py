@@ -6,15 +6,16 @@ import time
 from dataclasses import dataclass
 
 from bridge.job import Job
-from bridge.messages import TRAIN, UPDATE_ITEMS, Dimensions
+from bridge.messages import TRAIN, Dimensions
 from bridge.privacy import Plan, mechanism
 from bridge.prototype import Arrays
 from server.book import RunBook
 from server.checkpoint import Best, Checkpoint, CheckpointFolder
 from server.errors import RunError
-from server.evaluation import criterion, not_permitted, pooled_confusions
+from server.evaluation import criterion, not_permitted, pooled_confusions, pooled_sums, private_criterion
 from server.events import EventLog
 from server.exchange import Answers, Exchange, Question
+from server.noise import server_noise
 from server.record import RoundRecord, SelectionRecord
 from server.replies import Answer, Expected
 from server.strategies import Aggregator
@@ -46,7 +47,7 @@ class Training:
         Raises `RunError` where a round can't get enough good replies or the criterion is not permitted, after a
         checkpoint that says so.
         """
-        while self.round < self.job.train.rounds:
+        while self.round < self.job.rounds:
             moments = self.aggregator.state()
             try:
                 record = self._one_round(self.round + 1)
@@ -55,7 +56,7 @@ class Training:
                 self.checkpoint(stopped=error.what)
                 raise
             self.checkpoint()
-            self.log.emit("round", rounds=self.job.train.rounds, **_numbers(record))
+            self.log.emit("round", rounds=self.job.rounds, **_numbers(record))
             self.book.save()
         if self.job.train.keep == "best":
             assert self.best is not None  # the last round is always judged
@@ -80,10 +81,13 @@ class Training:
     def _one_round(self, round_: int) -> RoundRecord:
         started = time.monotonic()
         answers = self.exchange.ask_enough(self._question(round_))
-        updates = [_update(answer) for answer in answers.good.values()]
-        seen = mechanism(self.job.privacy.mechanism).aggregate(updates, Plan.of(self.job))
+        updates = {site: self._update(answer) for site, answer in answers.good.items()}
         weights = {site: self.job.sites.weight(site) for site in answers.good}
-        arrays = self.aggregator.aggregate(round_, self.arrays, dict(zip(answers.good, seen, strict=True)), weights)
+        # Under `central` the noise comes first: nothing below sees a site's sum.
+        noise = server_noise(self.job, "training", round_)
+        seen, shares = mechanism(self.job.privacy.mechanism).aggregate(updates, weights, Plan.of(self.job), noise)
+        trained = {name: self.arrays[name] for name in self._trained}
+        arrays = self.arrays | self.aggregator.aggregate(round_, trained, seen, shares)
         loss = _loss(answers, weights)
         judged = self._judge(round_, arrays, loss)
         self.arrays, self.round = arrays, round_
@@ -94,13 +98,16 @@ class Training:
             sites=list(answers.good),
             bytes_up=answers.bytes_up,
             bytes_down=answers.bytes_down,
-            seconds=round(time.monotonic() - started, 4),
+            # How long a round took depends on how many patients were drawn.
+            seconds=None if self.job.privacy.private else round(time.monotonic() - started, 4),
         )
         self.book.add_round(record)
         return record
 
     def _question(self, round_: int) -> Question:
-        expected = Expected((*UPDATE_ITEMS, "weight"), optional=("train_loss",), dimensions=self.dimensions)
+        optional = () if self.job.privacy.private else ("train_loss",)
+        items = (*(f"update.{name}" for name in self._trained), "weight")
+        expected = Expected(items, optional=optional, dimensions=self.dimensions)
         config = {
             "round": round_,
             "input-position": self.selection.input_position,
@@ -108,13 +115,39 @@ class Training:
         }
         return Question(f"round {round_}", TRAIN, expected, config, self.arrays)
 
+    @property
+    def _trained(self) -> tuple[str, ...]:
+        assert self.dimensions.bridge is not None
+        return self.dimensions.bridge.trained
+
+    def _update(self, answer: Answer) -> Arrays:
+        return {name: answer.values[f"update.{name}"] for name in self._trained}
+
+    def _private_criterion(self, arrays: Arrays, round_: int, at_least: int) -> float | None:
+        """The criterion from noised sums over validation patients: an own release, on an own budget."""
+        sums = pooled_sums(
+            self.exchange,
+            self.log,
+            self.selection,
+            self.dimensions,
+            arrays,
+            round_,
+            "validation",
+            self.job,
+            server_noise(self.job, "validation", round_),
+            at_least,
+        )
+        return private_criterion(self.job, sums)
+
     def _judge(self, round_: int, arrays: Arrays, loss: float | None) -> float | None:
         """The criterion of the bridge after this round where it is due; remembers the best, the earlier of equals."""
         if not self.job.judges(round_):
             return None
         train, keep_best = self.job.train, self.job.train.keep == "best"
         value, lost = loss, {}
-        if train.criterion != "train_loss":
+        if self.job.privacy.private:
+            value = self._private_criterion(arrays, round_, int(keep_best))
+        elif train.criterion != "train_loss":
             pooled = pooled_confusions(
                 self.exchange, self.log, self.selection, self.dimensions, arrays, round_, "validation", int(keep_best)
             )
@@ -127,10 +160,6 @@ class Training:
         if self.best is None or sign * value > sign * self.best.criterion:
             self.best = Best(round_, value, arrays)
         return value
-
-
-def _update(answer: Answer) -> Arrays:
-    return {name.removeprefix("update."): answer.values[name] for name in UPDATE_ITEMS}
 
 
 def _loss(answers: Answers, weights: dict[str, float]) -> float | None:

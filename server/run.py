@@ -17,17 +17,20 @@ from bridge.job import Job, parse_job
 from bridge.prototype import Arrays
 from server.book import Engine, RunBook
 from server.checkpoint import Checkpoint, CheckpointFolder
+from server.closed_form import solved_bridge
 from server.errors import RunFolderError
-from server.evaluation import evaluation_record, pooled_confusions
+from server.evaluation import evaluation_record, pooled_confusions, pooled_sums, private_evaluation_record
 from server.events import EventLog, now
 from server.exchange import Exchange
 from server.initialisation import first_broadcast
 from server.models import FrozenModels, read_models
+from server.noise import server_noise
 from server.record import BridgeRecord
 from server.roster import Describing
 from server.rounds import Training
 from server.runfolder import BRIDGE, CHECKPOINTS, opened, where_it_stands
 from server.selection import select
+from server.statement import build_statement, write_statement
 from server.strategies import Aggregator, cautions
 
 
@@ -115,20 +118,40 @@ class _Run:
             self._log.emit("note", text=text)
         kept_round, kept = training.run()
         if self._job.evaluate.final:
-            pooled = pooled_confusions(
-                self._exchange, self._log, training.selection, training.dimensions, kept, kept_round, "test"
-            )
-            self._book.evaluation = evaluation_record(pooled, self._models.task_head.classes)
+            self._evaluate(training, kept, kept_round)
         self._export(training, kept, kept_round)
+        write_statement(self._book.folder, build_statement(self._job, self._book.record("completed")))
         self._book.save("completed")
-        self._log.emit("finished", round=kept_round, seconds=round(self._book.seconds, 3))
+        seconds = None if self._job.privacy.private else round(self._book.seconds, 3)
+        self._log.emit("finished", round=kept_round, seconds=seconds)
+
+    def _evaluate(self, training: Training, kept: Arrays, kept_round: int) -> None:
+        classes, common = self._models.task_head.classes, (self._exchange, self._log)
+        if self._job.privacy.private:
+            sums = pooled_sums(
+                *common,
+                training.selection,
+                training.dimensions,
+                kept,
+                kept_round,
+                "test",
+                self._job,
+                server_noise(self._job, "test", kept_round),
+            )
+            self._book.evaluation = private_evaluation_record(self._job, sums, classes, self._job.seed)
+            return
+        pooled = pooled_confusions(*common, training.selection, training.dimensions, kept, kept_round, "test")
+        self._book.evaluation = evaluation_record(pooled, classes)
 
     def _begin(self) -> Training:
-        selection = select(self._exchange, self._job, self._models, self._log)
+        selection = select(self._exchange, self._job, self._models, self._log, server_noise(self._job, "selection"))
         self._book.selection = selection
         positions = selection.input_position, selection.output_position
         shape = self._models.bridge_shape(self._job, positions)
         arrays = first_broadcast(self._job, shape, positions, self._models.folder)
+        if self._job.train.solves:
+            noise = server_noise(self._job, "closed_form")
+            arrays = solved_bridge(self._exchange, self._job, self._models, selection, arrays, self._log, noise)
         training = self._training(arrays)
         training.checkpoint()
         return training
@@ -137,7 +160,7 @@ class _Run:
         training = self._training(checkpoint.arrays)
         training.aggregator.restore(checkpoint.optimiser)
         training.round, training.best = checkpoint.round, checkpoint.best
-        self._log.emit("note", text=f"resumed after round {checkpoint.round} of {self._job.train.rounds}")
+        self._log.emit("note", text=f"resumed after round {checkpoint.round} of {self._job.rounds}")
         return training
 
     def _training(self, arrays: Arrays) -> Training:
@@ -147,7 +170,7 @@ class _Run:
         return Training(
             job=self._job,
             job_sha256=self._job_sha256,
-            checkpoints=CheckpointFolder(self._book.folder / CHECKPOINTS),
+            checkpoints=CheckpointFolder(self._book.folder / CHECKPOINTS, always_sync=self._job.privacy.private),
             exchange=self._exchange,
             book=self._book,
             log=self._log,

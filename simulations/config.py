@@ -17,14 +17,16 @@ from bridge.job import (
     EvaluateJob,
     Job,
     Models,
-    PrivacyJob,
     SelectionJob,
     SitesJob,
     StrategyJob,
     TrainJob,
+    check_closed_form,
+    check_private,
 )
+from bridge.job_privacy import MechanismName, PrivacyJob
 from bridge.messages import CONFUSION_ITEMS, DEFAULT_ITEMS
-from client.policy import Policy
+from client.policy import Policy, PrivacyPolicy
 from simulations.cohort import CohortConfig
 from simulations.datasets.cinc2015 import Cinc2015Config
 from simulations.datasets.eegmat import EegmatConfig
@@ -76,12 +78,24 @@ class CacheConfig(Settings):
     max_gigabytes: float = Field(default=20.0, gt=0)
 
 
+class SimulatedPrivacyPolicy(PrivacyPolicy):
+    """Bounds that stand in no experiment's way."""
+
+    mechanisms: tuple[MechanismName, ...] = ("none", "local", "central")
+    epsilon_cap: float = Field(default=1000.0, gt=0)
+    delta: float = Field(default=0.1, gt=0, lt=1)
+    clip_max: float = Field(default=1000.0, gt=0)
+    noise_multiplier_min: float = Field(default=0.0, ge=0)
+    sampling_rate_max: float = Field(default=1.0, gt=0, le=1)
+
+
 class SimulatedPolicy(Policy):
     """A hospital's policy with the defaults of a simulation, where hospitals are small and nobody is harmed."""
 
     items: tuple[str, ...] = (*DEFAULT_ITEMS, "train_loss", *CONFUSION_ITEMS)
     minimum_patients: int = Field(default=2, ge=1)
     minimum_group: int = Field(default=1, ge=1)
+    privacy: SimulatedPrivacyPolicy = SimulatedPrivacyPolicy()
 
 
 class SimulationConfig(Settings):
@@ -110,6 +124,12 @@ class SimulationConfig(Settings):
     cache: CacheConfig = CacheConfig()
     workers: int = Field(default=2, ge=1)
     """Sites, and controls, that compute at the same time; each has one torch thread."""
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> SimulationConfig:
+        check_closed_form(self)
+        check_private(self)
+        return self
 
     def job(self, models: Models) -> Job:
         """The job that every site is asked to do, with the digests of the models."""

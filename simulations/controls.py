@@ -238,7 +238,7 @@ def _bridge_answers(place: _Place, everything: Site, job: Job, name: str) -> Cla
 
 def train_alone(folder: Path, job: Job, positions: tuple[int, int], pairs: FeatureSet, site: Site) -> Arrays:
     """A bridge trained on one feature set: the run's first broadcast, then its rounds at one site and no server."""
-    from client.networks import old_encoder
+    from client.networks import broadcast_bridge, old_encoder
 
     models = read_models(folder / MODELS, job)
     shape = models.bridge_shape(job, positions)
@@ -246,7 +246,9 @@ def train_alone(folder: Path, job: Job, positions: tuple[int, int], pairs: Featu
     encoder = old_encoder(site)
     for number in range(1, job.train.rounds + 1):
         request = Request(TRAIN, "control", number, positions[0], positions[1], arrays=arrays, shape=shape)
-        update = train_update(pairs, job, site.name, request, encoder, Deadline(np.inf)).update
+        update = train_update(
+            pairs, job, site.name, request, broadcast_bridge(request), encoder, Deadline(np.inf)
+        ).update
         arrays = arrays | {key: arrays[key] + change for key, change in update.items()}
     return arrays
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import os
+import secrets
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ import yaml
 from bridge.config import load_model
 from bridge.encoders.cards import EncoderCard, HeadCard, read_card
 from bridge.job import Job, Models, job_text
+from bridge.privacy.calibration import resolved
 from client.errors import NoWindowsError
 from client.policy import Policy
 from client.policy import template as policy_template
@@ -52,6 +54,8 @@ from simulations.split import Split, split_patients
 
 CONFIG, JOB, SITES, MODELS, APP = "config.yaml", "job.yaml", "sites", "models", "app"
 RUN_CONFIG, FEDERATION_CONFIG = "run-config.toml", "federation-config.toml"
+RUN_KEY = "run-key"
+"""Names this very run in the sites' privacy ledgers: the same after a resume, another for the next run."""
 
 
 def prepare(
@@ -116,6 +120,7 @@ def run_config(folder: Path, *, engine: str, resume: bool) -> dict[str, Value]:
         "run-folder": str(folder),
         "models-folder": str(folder / MODELS),
         "simulation-folder": str(folder / SITES),
+        "run-key": (folder / RUN_KEY).read_text(encoding="utf-8").strip(),
         "engine": engine,
         "resume": resume,
     }
@@ -267,7 +272,8 @@ def _write_texts(config: SimulationConfig, folder: Path, out: Path, sites: int) 
         task_head=read_card(models / HEAD, HeadCard).digest,
     )
     build_app(folder / APP)
-    _write_text(folder / JOB, job_text(_with_expected(config.job(digests), _site_names(sites))))
+    _write_text(folder / JOB, job_text(resolved(_with_expected(config.job(digests), _site_names(sites)))))
+    _write_text(folder / RUN_KEY, secrets.token_hex(16) + "\n")
     values = run_config(folder, engine="flower", resume=False)
     values |= {key: str(out / Path(str(values[key])).relative_to(folder)) for key in values if key.endswith("-folder")}
     _write_text(folder / RUN_CONFIG, toml_text(values))

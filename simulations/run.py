@@ -20,7 +20,15 @@ from bridge.errors import FedbridgeError
 from bridge.files import write_whole
 from bridge.hashing import sha256_json
 from server.errors import ResumeError, RunFolderError
-from server.record import RUN_JSON, RunRecord, read_record, write_record
+from server.record import (
+    RUN_JSON,
+    SIMULATED_EVALUATION,
+    Evaluation,
+    RunRecord,
+    read_record,
+    write_evaluation,
+    write_record,
+)
 from simulations.config import SimulationConfig
 from simulations.errors import EngineError
 from simulations.evaluation import PREDICTIONS, PREDICTIONS_CSV, Predictions, evaluate
@@ -30,7 +38,7 @@ from simulations.run_config import federation_config
 from simulations.source import cache_root
 
 EngineName = Literal["local", "flower"]
-_SERVER_CONTENT = (RUN_JSON, "checkpoints", "bridge", "log.jsonl")
+_SERVER_CONTENT = (RUN_JSON, "checkpoints", "releases", "bridge", "log.jsonl")
 
 
 def run(
@@ -127,7 +135,11 @@ def _report(
     classes = record.evaluation.classes
     predictions.write_csv(folder / PREDICTIONS_CSV, classes)
     evaluation = evaluate(predictions, classes, config.bootstrap, config.seed)
-    record = record.model_copy(update={"evaluation": evaluation})
+    if record.threat_model == "none":
+        record = record.model_copy(update={"evaluation": evaluation})
+    else:
+        # What only the simulator knows stays apart from what the run has released.
+        write_evaluation(folder / SIMULATED_EVALUATION, evaluation)
     write_record(folder, record)
     write_report(folder)
     progress("figures and report", 1, 1)
@@ -161,10 +173,11 @@ def _run_rotations(config: SimulationConfig, out: Path, engine: EngineName, prog
         config=config.model_dump(mode="json", by_alias=True),
         seed=config.seed,
         engine=engine,
-        evaluation=first.evaluation,
+        threat_model=first.threat_model,
+        evaluation=Evaluation(classes=first.evaluation.classes),
         versions=first.versions,
         started=first.started,
-        seconds=round(sum(record.seconds for record in records), 3),
+        seconds=None if config.privacy.private else round(sum(record.seconds or 0.0 for record in records), 3),
         rotations=names,
     )
     return _report(out, whole, pooled, config, progress)

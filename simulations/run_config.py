@@ -16,6 +16,7 @@ RUN_CONFIG_DEFAULTS: Mapping[str, Value] = MappingProxyType(
         "run-folder": "",
         "models-folder": "",
         "simulation-folder": "",
+        "run-key": "",
         "engine": "deployment",
         "resume": False,
     }
