@@ -126,14 +126,15 @@ class AuditLog:
         64 KB, which processes may have written at once, the one with the largest shape. Raises `AuditError`."""
         if not self.path.exists():
             return None
+        needle = f'"event":"{event}"'.encode()
         try:
             size = self.path.stat().st_size
             for length in _lengthening(size):
                 with self.path.open("rb") as file:
                     file.seek(size - length)
-                    lines = _split(file.read(length))
-                records = (_parse(raw) for raw in (lines if length == size else lines[1:]))
-                found = [_as_line(0, each).entry for each in records if each is not None and each["event"] == event]
+                    lines = [raw for raw in _split(file.read(length)) if needle in raw]
+                records = [record for record in map(_parse, lines) if record is not None]
+                found = [_as_line(0, record).entry for record in records if record["event"] == event]
                 if found:
                     return max(found, key=lambda entry: entry.shape)
         except OSError as error:

@@ -105,6 +105,14 @@ class Cache:
             shutil.rmtree(path, ignore_errors=True)
         return len(old)
 
+    def delete(self, values: Mapping[str, Any]) -> int:
+        """Delete every entry that holds these values, half-written ones too; return how many there were."""
+        found = [path.parent for path in self.folder.glob(f"??/*/{ENTRY}") if values.items() <= _values(path).items()]
+        for place in found:
+            _delete(place)
+        self._bytes = None
+        return len(found)
+
     @property
     def _limit(self) -> int:
         return int(self.max_gigabytes * _GIGABYTE)
@@ -167,6 +175,15 @@ def _read(folder: Path) -> Entry:
     index = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
     arrays = {name: _open(folder / f"{name}.npy", stamp) for name, stamp in index["arrays"].items()}
     return Entry(index["values"], arrays)
+
+
+def _values(path: Path) -> dict[str, Any]:
+    """The plain values of an entry's file; none where another process has just deleted it, or it is damaged."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))["values"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _open(path: Path, stamp: Mapping[str, Any]) -> NDArray[Any]:

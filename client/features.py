@@ -2,7 +2,8 @@
 
 The encoders never change, so what they make of a window is computed in ONE forward pass and cached under a hash of all
 that decides it: the recording's bytes, reader, signals, window, quality and label keys, preprocessing and encoder.
-Splits and policies are no part of the key: another division of the patients computes nothing again.
+Splits and policies are no part of the key: another division of the patients computes nothing again. Every entry names
+its patient, so that it can be found when the patient withdraws; of patients who did, nothing is computed or kept.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from bridge.errors import WeightsError
 from bridge.hashing import sha256_file, sha256_json
 from client.cache import Cache, Entry
 from client.errors import ModelsError, RecordingError
+from client.forget import Withdrawn, withdrawn
 from client.labels import LabelSource
 from client.site import Site
 from client.site_file import Role, Split
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedbridge.site")
 
-FORMAT = 1
-"""Part of every key: raise it when the same input gives other windows or features."""
+FORMAT = 2
+"""Part of every key: raise it when the same input gives other windows or features, or entries hold something else."""
 
 BATCH = 64
 """Windows in one forward pass. A pass holds windows of one recording alone, so results depend on nothing else."""
@@ -143,7 +145,8 @@ class FeatureSet:
                 if self._encoder is None:
                     self._encoder = load_role(self._site, "old")
                 signals = recording.windows(self._site).signals["old"]
-                entry = self._cache.put(key, {}, {"tokens": _unpooled_inputs(self._encoder, signals, l)})
+                values = {"patient": recording.patient}
+                entry = self._cache.put(key, values, {"tokens": _unpooled_inputs(self._encoder, signals, l)})
                 recording.forget_windows()
             recording.entries[name] = entry
         return recording.entries[name].arrays["tokens"]
@@ -179,15 +182,15 @@ class _Recording:
 def features(site: Site, split: Split, progress: Progress | None = None) -> FeatureSet:
     """The features of a split; what is not in the cache is computed (`progress(done, files)` after each file).
 
-    Files that can't be used are logged, listed in `problems` and left out. Raises `NoWindowsError` where no window is
-    left, `ModelsError`, `SiteFileError` and `CacheError`. A process that asks again for a set of which no file has
-    changed gets the same object.
+    Files that can't be used are logged, listed in `problems` and left out. Patients who have withdrawn are left out in
+    silence. Raises `NoWindowsError` where no window is left, `ModelsError`, `SiteFileError`, `CacheError` and
+    `LedgerError`. A process that asks again for a set of which no file has changed gets the same object.
     """
-    paths = site.files()
-    place, stamp = (str(site.path), split), _stamp(site, paths)
+    paths, gone = site.files(), withdrawn(site)
+    place, stamp = (str(site.path), split), _stamp(site, paths, gone)
     if stamp is not None and place in _sets and _sets[place][0] == stamp:
         return _sets[place][1]
-    found = _opened(site, split, paths, progress)
+    found = _opened(site, split, paths, gone, progress)
     if stamp is not None:
         _sets[place] = (stamp, found)
         while len(_sets) > _KEPT_SETS:
@@ -195,7 +198,7 @@ def features(site: Site, split: Split, progress: Progress | None = None) -> Feat
     return found
 
 
-def _opened(site: Site, split: Split, paths: Sequence[Path], progress: Progress | None) -> FeatureSet:
+def _opened(site: Site, split: Split, paths: Sequence[Path], gone: Withdrawn, progress: Progress | None) -> FeatureSet:
     cache = Cache(site.cache_folder, site.file.cache.max_gigabytes)
     cache.sweep()
     keys = _Keys(site)
@@ -204,8 +207,8 @@ def _opened(site: Site, split: Split, paths: Sequence[Path], progress: Progress 
     encoders: dict[Role, Encoder] = {}
     for done, path in enumerate(paths, start=1):
         try:
-            recording = _index(site, path, keys, cache)
-            if site.file.splits.of(recording.patient) == split:
+            recording = _index(site, path, keys, cache, gone)
+            if recording is not None and site.file.splits.of(recording.patient) == split:
                 if len(recording):
                     _complete(site, recording, cache, encoders)
                 found.append(recording)
@@ -222,7 +225,7 @@ def _opened(site: Site, split: Split, paths: Sequence[Path], progress: Progress 
     return FeatureSet(table, rejected, tuple(problems), site, used, cache)
 
 
-def _stamp(site: Site, paths: Sequence[Path]) -> str | None:
+def _stamp(site: Site, paths: Sequence[Path], gone: Withdrawn) -> str | None:
     """Changes whenever a file behind a feature set does; None where a file can't even be looked at."""
     files = [] if site.file.labels.path is None else [site.resolve(site.file.labels.path)]
     try:
@@ -232,16 +235,19 @@ def _stamp(site: Site, paths: Sequence[Path]) -> str | None:
         return None
     digests = [site.old_card.digest, site.new_card.digest, site.head_card.digest]
     looks = [[name, each.st_mtime_ns, each.st_size, each.st_ino] for name, each in stats]
-    return sha256_json([site.file.model_dump(mode="json"), digests, looks])
+    return sha256_json([site.file.model_dump(mode="json"), digests, looks, sorted(gone.hashes)])
 
 
-def _index(site: Site, path: Path, source: _Keys, cache: Cache) -> _Recording:
-    """A recording's windows (patient, starts, labels, rejections), from the cache or the file."""
+def _index(site: Site, path: Path, source: _Keys, cache: Cache, gone: Withdrawn) -> _Recording | None:
+    """A recording's windows (patient, starts, labels, rejections), from the cache or the file; None where its patient
+    has withdrawn."""
     keys, labels = source.of(path), source.labels
     entry = cache.get(keys["windows"])
     fresh: Cut | None = None
     if entry is None:
         recording = site.reader.read(path)
+        if recording.patient in gone:
+            return None
         fresh = cut(recording, site.file, formats_of(site, ROLES), labels)
         fields: dict[str, Any] = {
             "patient": recording.patient,
@@ -251,6 +257,8 @@ def _index(site: Site, path: Path, source: _Keys, cache: Cache) -> _Recording:
         }
         entry = cache.put(keys["windows"], fields, {"starts": fresh.starts, "labels": fresh.labels})
     values, n = entry.values, len(entry.arrays["starts"])
+    if values["patient"] in gone:
+        return None
     table = WindowTable(
         np.array([values["patient"]] * n, np.str_),
         np.array([values["name"]] * n, np.str_),
@@ -309,7 +317,8 @@ def _complete(site: Site, recording: _Recording, cache: Cache, encoders: dict[Ro
             if role not in encoders:
                 encoders[role] = load_role(site, role)
             signals = recording.windows(site).signals[role]
-            entry = cache.put(recording.keys[role], {}, _computed(encoders[role], role, signals))
+            values = {"patient": recording.patient}
+            entry = cache.put(recording.keys[role], values, _computed(encoders[role], role, signals))
         recording.entries[role] = entry
     recording.forget_windows()
 

@@ -15,6 +15,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from filelock import FileLock, Timeout
@@ -22,16 +23,15 @@ from filelock import FileLock, Timeout
 from bridge.hashing import sha256_json
 from client.audit import AuditLog
 from client.audit import Entry as AuditEntry
-from client.errors import BudgetError, LedgerError, ReplayError
+from client.errors import BudgetError, ReplayError
+from client.ledger.opening import open_store
 from client.ledger.plan import Cost, MessageKey, Plan, charged, counts, from_json, spent, to_json
-from client.ledger.store import Head, Row, Store, broken, create_store, unusable
-from client.vault import Vault, create_key, read_key
+from client.ledger.store import Head, Row, Store, broken, unusable
+from client.vault import Vault
 
 if TYPE_CHECKING:
     from bridge.privacy.accounting import Release
     from client.site import Site
-
-SETUP_SECONDS = 60.0
 
 Members = Mapping[str, frozenset[str]]
 """Keyed hashes of patients by cohort."""
@@ -52,21 +52,8 @@ class Ledger:
         Raises `LedgerError` where ledger or key is missing, damaged, of another kind, not the other's, or older than
         the audit log says.
         """
-        path, audit = site.ledger_path, AuditLog(site.audit_path)
-        known = _known_head(audit)
-        with _setting_up(site):
-            if not path.exists() or path.stat().st_size == 0:
-                _refuse_lost(site, known)
-                if not site.key_path.exists():
-                    create_key(site.key_path)
-                create_store(path, {"key": read_key(site.key_path).check})
-        vault, store = read_key(site.key_path), Store(path)
-        try:
-            _check_opened(store, vault, known)
-        except BaseException:
-            store.close()
-            raise
-        return cls(store, vault, audit)
+        audit = AuditLog(site.audit_path)
+        return cls(*open_store(site, audit), audit)
 
     def close(self) -> None:
         """Close the file."""
@@ -126,6 +113,39 @@ class Ledger:
             self._finish(run, key, number, content, encrypt)
             return content
 
+    def withdrawn(self) -> frozenset[str]:
+        """Keyed hashes of the patients who have withdrawn."""
+        return frozenset(name for (name,) in self.store.execute("SELECT name FROM chain WHERE kind = 'forgotten'"))
+
+    def knows(self, patient: str) -> bool:
+        """Whether a plan has charged the patient, or the patient has withdrawn."""
+        name = self.vault.patient(patient)
+        return any(self.costs([name]).values()) or name in self.withdrawn()
+
+    def forget(self, patient: str) -> int:
+        """Book a patient's withdrawal and delete the stored replies of every run that has charged the patient; returns
+        how many. What was spent stays spent. Booked once, however often it is called; replies that came since are
+        deleted then, too."""
+        name = self.vault.patient(patient)
+        with self.store.writing():
+            if self.store.last("kind = 'forgotten' AND name = ?", (name,)) is None:
+                self.store.append("forgotten", "", name, {})
+            stored = self.store.execute(
+                "SELECT DISTINCT replies.row, begun.run FROM replies "
+                "JOIN chain AS begun ON begun.number = replies.row "
+                "JOIN chain AS plan ON plan.kind = 'plan' AND plan.run = begun.run "
+                "JOIN members ON members.plan = plan.number WHERE members.patient = ? ORDER BY replies.row",
+                (name,),
+            )
+            for row, run in stored:
+                self.store.append("purged", run, str(row), {"why": "a patient withdrew"})
+                self.store.execute("DELETE FROM replies WHERE row = ?", (row,))
+            head = self.store.head()
+        self.store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        note = AuditEntry(run="", message="", event="withdrawn", sha256=name, purpose="a patient withdrew")
+        self._publish("", head, "book a withdrawal", note)
+        return len(stored)
+
     def _plan(self, run: str) -> Row | None:
         return self.store.last("kind = 'plan' AND run = ?", (run,))
 
@@ -176,6 +196,15 @@ class Ledger:
         plans = self._plans() | {own: Cost(plan.releases, plan.delta)}
         return max((_composed(plans, after), _composed(plans, old)) for after, old in before.items())
 
+    def most_spent(self, patients: Iterable[str]) -> float:
+        """Epsilon of the most charged of these keyed hashes; 0 where nobody was charged."""
+        plans = self._plans()
+        groups = {
+            frozenset((number, cohort) for number, cohorts in mine.items() for cohort in cohorts)
+            for mine in self.costs(patients).values()
+        }
+        return max((_composed(plans, group) for group in groups), default=0.0)
+
     def _plans(self) -> dict[int, Cost]:
         return {
             row.number: Cost(from_json(row.body["releases"]), row.body["delta"])
@@ -214,15 +243,16 @@ class Ledger:
         """Charge the message; returns the number of its row."""
         with self.store.writing():
             plan = self._plan(run)
-            if plan is None or cohort not in plan.body["members"]:
+            foreign = any(release.cohort != cohort for release in releases)
+            if plan is None or cohort not in plan.body["members"] or foreign:
                 raise BudgetError(
                     f"the run has reserved nothing for {cohort} patients",
                     why="a message is paid from its run's plan",
                     fix="this is a defect of fedbridge if the job has such a message: report it",
                 )
             last = self.store.last("kind = 'begun' AND run = ?", (run,))
-            drawn = Counter(last.body["drawn"] if last else {}) + counts(releases)
-            _check_drawn(drawn, counts(from_json(plan.body["releases"])))
+            drawn = Counter(last.body["drawn"] if last else {}) + counts(to_json(releases))
+            _check_drawn(drawn, counts(plan.body["releases"]))
             body = {
                 "request": request_sha256,
                 "cohort": cohort,
@@ -235,7 +265,7 @@ class Ledger:
 
     def _finish(self, run: str, key: MessageKey, number: int, content: bytes, encrypt: bool) -> None:
         """Store the reply."""
-        stored = self.vault.seal(content, _place(number)) if encrypt else content
+        stored = self.vault.seal(content, place(number)) if encrypt else content
         body = {
             "begun": number,
             "sealed": encrypt,
@@ -284,14 +314,14 @@ class Ledger:
         content: bytes = stored[0][0]
         if hashlib.sha256(content).hexdigest() != answered.body["sha256"]:
             raise broken(self.store.path, answered.number, "the stored reply is not the one that it announces")
-        return self.vault.unseal(content, _place(begun.number)) if answered.body["sealed"] else content
+        return self.vault.unseal(content, place(begun.number)) if answered.body["sealed"] else content
 
-    def _publish(self, run: str, head: Head, why: str) -> None:
+    def _publish(self, run: str, head: Head, why: str, *notes: AuditEntry) -> None:
         """Let the audit log know the ledger's head: a ledger older than that is refused later."""
         entry = AuditEntry(
             run=run, message="", event="ledger", item="ledger", shape=(head.number,), sha256=head.hash, purpose=why
         )
-        self._audit.append([entry])
+        self._audit.append([*notes, entry])
 
     @contextmanager
     def _alone(self, run: str, key: MessageKey, wait_seconds: float) -> Iterator[None]:
@@ -311,6 +341,8 @@ class Ledger:
             raise unusable(folder, error.strerror or str(error)) from error
         try:
             yield
+            # The message is settled now, so whoever waits for this file may as well take a new one.
+            Path(lock.lock_file).unlink(missing_ok=True)
         finally:
             lock.release()
 
@@ -332,59 +364,6 @@ def _check_drawn(drawn: Counter[str], reserved: Counter[str]) -> None:
             )
 
 
-def _place(number: int) -> str:
+def place(number: int) -> str:
+    """What a sealed reply is bound to: its message's row."""
     return f"row {number}"
-
-
-def _known_head(audit: AuditLog) -> Head | None:
-    """The newest head of the ledger that the audit log knows."""
-    found = audit.newest("ledger")
-    return None if found is None else Head(found.shape[0], found.sha256)
-
-
-@contextmanager
-def _setting_up(site: Site) -> Iterator[None]:
-    path = site.ledger_path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(path.name + ".lock"), timeout=SETUP_SECONDS):
-            yield
-    except (OSError, Timeout) as error:
-        if isinstance(error, Timeout):
-            raise unusable(path, f"another process has been setting it up for {SETUP_SECONDS:g} s") from error
-        raise unusable(path, error.strerror or str(error)) from error
-
-
-def _refuse_lost(site: Site, known: Head | None) -> None:
-    if known is not None:
-        raise LedgerError(
-            f"{site.ledger_path}: the privacy ledger is gone",
-            why=f"the audit log {site.audit_path} knows its row {known.number}",
-            fix="restore ledger and key file; a new ledger would give every patient a fresh budget",
-        )
-
-
-def _check_opened(store: Store, vault: Vault, known: Head | None) -> None:
-    """The cheap checks: the key, the last row, and the head that the audit log knows."""
-    first, last = store.last("number = 1"), store.last("1")
-    if first is None or last is None or first.kind != "opened":
-        raise broken(store.path, 1, "it does not open a ledger")
-    if first.body["key"] != vault.check:
-        raise LedgerError(
-            f"{store.path}: the ledger was written with another key",
-            why="its patients would not be known again",
-            fix="restore the key file that belongs to it",
-        )
-    if last.own_hash != last.hash:
-        raise broken(store.path, last.number, "its content does not hash to its own hash")
-    if known is None:
-        return
-    there = store.last("number = ?", (known.number,))
-    if there is None:
-        raise LedgerError(
-            f"{store.path}: the ledger is an old copy, or rows were removed",
-            why=f"it ends at row {last.number}; the audit log knows row {known.number}",
-            fix="restore the newest ledger: an old one does not know what was spent since",
-        )
-    if there.hash != known.hash:
-        raise broken(store.path, known.number, "the audit log knows another row in its place")

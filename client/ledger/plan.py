@@ -83,10 +83,11 @@ def from_json(values: Iterable[Mapping[str, Any]]) -> tuple[Release, ...]:
     return tuple(Release(**value) for value in values)
 
 
-def counts(releases: Iterable[Release]) -> Counter[str]:
-    """How many noise additions of each kind. A kind is all of a release but its count, as text."""
+def counts(releases: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """How many noise additions of each kind, of releases as `to_json` gives them. A kind is all of a release but its
+    count, as text."""
     found: Counter[str] = Counter()
     for release in releases:
-        kind = [release.phase, release.cohort, release.noise_multiplier, release.sampling_rate]
-        found[canonical_json(kind).decode()] += release.count
+        kind = [release[key] for key in ("phase", "cohort", "noise_multiplier", "sampling_rate")]
+        found[canonical_json(kind).decode()] += release["count"]
     return found

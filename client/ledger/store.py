@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bridge.files import sync_to_disk
 from bridge.hashing import canonical_json, sha256_json
 from client.audit import GENESIS
 from client.errors import LedgerError
@@ -198,14 +199,17 @@ class Store:
 
 
 def create_store(path: Path, body: dict[str, Any]) -> None:
-    """Write a new ledger file with one row, of kind `opened`. Raises `LedgerError`; then there is none, or an empty
-    one."""
+    """Write a new ledger file with one row, of kind `opened`, whole or not at all. The caller holds the set-up lock;
+    there is no such file yet. Raises `LedgerError`."""
+    partial = path.with_name(f".{path.name}.new")
     store = object.__new__(Store)
     store.path = path
     with store.guarded():
+        for left in (partial, *_companions(partial), *_companions(path)):
+            left.unlink(missing_ok=True)
         # Owner only: the chain tells when the site took part in what.
-        path.touch(mode=0o600)
-        store._database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+        partial.touch(mode=0o600)
+        store._database = sqlite3.connect(partial, isolation_level=None)
         try:
             store._database.execute("PRAGMA journal_mode = WAL")
             store._database.execute("PRAGMA synchronous = FULL")
@@ -217,6 +221,14 @@ def create_store(path: Path, body: dict[str, Any]) -> None:
                 store._database.execute(f"PRAGMA user_version = {VERSION}")
         finally:
             store._database.close()
+        sync_to_disk(partial)
+        partial.rename(path)
+        sync_to_disk(path.parent)
+
+
+def _companions(path: Path) -> tuple[Path, Path]:
+    """The files that SQLite keeps beside an open one."""
+    return path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
 
 
 def unusable(path: Path, why: str) -> LedgerError:
