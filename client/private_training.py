@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from bridge.privacy.sampling import PatientSampler
 from numpy.typing import NDArray
 
 from bridge.alignment import aligner
 from bridge.job import Job
+from bridge.messages import TRAIN
 from bridge.privacy import Batch, Plan, SiteUpdate, TrainPlan, mechanism
+from bridge.privacy.accounting import message_releases
+from bridge.privacy.sampling import PatientSampler
 from bridge.prototype import PrototypeBridge
 from client.features import FeatureSet
 from client.private import Randomness
@@ -39,7 +41,7 @@ def private_update(
     m, l = request.positions  # noqa: E741
     public = Plan.of(job)
     plan = TrainPlan(**vars(public), align=aligner(job.alignment, old_encoder, l), noise=randomness.noise)
-    sampler = PatientSampler(public.sampling_rate, randomness.key("draws"))
+    sampler = PatientSampler(message_releases(job, TRAIN)[0], randomness.key("draws"))
     sizes = _Sizes(site, job, m, l)
     return mechanism(job.privacy.mechanism).site_update(bridge, _draws(features, job, sizes, sampler, deadline), plan)
 
@@ -56,12 +58,11 @@ class _Sizes:
 def _draws(
     features: FeatureSet | None, job: Job, sizes: _Sizes, sampler: PatientSampler, deadline: Deadline
 ) -> Iterator[Batch]:
-    windows, steps = job.train.windows_per_patient, job.train.local_steps
     if features is None:
         patients, order = np.array([], dtype=np.str_), np.array([], dtype=np.int64)
     else:
         patients, order = features.table.patients, batch_order(features.table)
-    for rows in sampler.draws(patients, order, windows, steps):
+    for rows in sampler.draws(patients, order, job.train.windows_per_patient):
         deadline.check()
         yield _batch(features, sizes, rows)
 

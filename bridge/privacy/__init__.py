@@ -1,20 +1,48 @@
-"""Privacy mechanisms, by the name that a job asks for."""
+"""Privacy mechanisms, by the name that a job asks for.
+
+The mechanisms themselves need torch and are loaded when they are first used: the accounting beside them stays light.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from bridge.errors import ConfigError
 from bridge.privacy.mechanism import Batch, Mechanism, Plan, SiteUpdate, TrainPlan
-from bridge.privacy.none import NoPrivacy
 
-__all__ = ["Batch", "Mechanism", "NoPrivacy", "Plan", "SiteUpdate", "TrainPlan", "mechanism"]
+if TYPE_CHECKING:
+    from bridge.privacy.central import CentralPrivacy
+    from bridge.privacy.local import LocalPrivacy
+    from bridge.privacy.none import NoPrivacy
 
-_MECHANISMS: dict[str, type[Mechanism]] = {"none": NoPrivacy}
+__all__ = [
+    "Batch",
+    "CentralPrivacy",
+    "LocalPrivacy",
+    "Mechanism",
+    "NoPrivacy",
+    "Plan",
+    "SiteUpdate",
+    "TrainPlan",
+    "mechanism",
+]
+
+_CLASSES = {"none": "NoPrivacy", "local": "LocalPrivacy", "central": "CentralPrivacy"}
 
 
 def mechanism(name: str) -> Mechanism:
     """The mechanism of that name; raises `ConfigError` where there is none."""
-    if name not in _MECHANISMS:
+    if name not in _CLASSES:
         raise ConfigError(
-            f"privacy mechanism '{name}' is unknown", why=f"known: {', '.join(_MECHANISMS)}", fix="correct the job"
+            f"privacy mechanism '{name}' is unknown", why=f"known: {', '.join(_CLASSES)}", fix="correct the job"
         )
-    return _MECHANISMS[name]()
+    found: Mechanism = getattr(import_module(f"{__name__}.{name}"), _CLASSES[name])()
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    for module, kind in _CLASSES.items():
+        if kind == name:
+            return getattr(import_module(f"{__name__}.{module}"), kind)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -6,16 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from torch import Tensor
-
-from bridge.alignment import Align
 from bridge.job import Job
-from bridge.prototype import Arrays, PrototypeBridge
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
+    from torch import Tensor
 
+    from bridge.alignment import Align
     from bridge.privacy.noise import NoiseSource
+    from bridge.prototype import Arrays, PrototypeBridge
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Gaussian and uniform numbers from ChaCha20: a key of the operating system's for each release, or a seed in simulation.
+"""Gaussian and uniform numbers from ChaCha20: a key of the operating system's for each release, or a seed in
+simulation.
 
-Floating point is "not hardened": a sample has 53 bits, and which doubles can occur as sums is not hidden (Mironov 2012).
-The privacy statement says so.
+Floating point is "not hardened": a sample has 53 bits, and which doubles can occur as sums is not hidden (Mironov
+2012). The privacy statement says so.
 """
 
 from __future__ import annotations

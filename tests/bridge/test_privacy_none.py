@@ -133,8 +133,12 @@ def test_a_batch_of_nobody_moves_nothing(encoder: CompactEncoder) -> None:
 
 
 def test_the_server_sees_updates_as_they_came_and_nothing_is_accounted(encoder: CompactEncoder) -> None:
-    updates = [initial_arrays(SHAPE, seed) for seed in range(3)]
-    assert NoPrivacy().aggregate(updates, Plan(learning_rate=1e-3)) is updates
+    updates = {f"site{seed}": initial_arrays(SHAPE, seed) for seed in range(3)}
+    weights = {"site0": 1.0, "site1": 0.5, "site2": 1.0}
+    seen, kept = NoPrivacy().aggregate(updates, weights, Plan(learning_rate=1e-3), None)
+    assert kept == weights
+    assert all(seen[site] is updates[site] for site in updates)
+    assert seen.keys() == updates.keys()
     assert NoPrivacy().event(Plan(learning_rate=1e-3)) is None
     assert mechanism("none").name == "none"
 
@@ -142,11 +146,11 @@ def test_the_server_sees_updates_as_they_came_and_nothing_is_accounted(encoder: 
 def test_the_plan_follows_the_job() -> None:
     models = Models(old_encoder="a", new_encoder="b", task_head="c")
     job = Job(name="j", models=models, train=TrainJob(learning_rate=0.5), strategy=StrategyJob(proximal_mu=0.3))
-    assert Plan.of(job) == Plan(learning_rate=0.5, proximal_mu=0.0)
+    assert Plan.of(job) == Plan(learning_rate=0.5, proximal_mu=0.0, local_steps=20)
     job = job.model_copy(update={"strategy": StrategyJob(name="FedProx", proximal_mu=0.3)})
-    assert Plan.of(job) == Plan(learning_rate=0.5, proximal_mu=0.3)
+    assert Plan.of(job) == Plan(learning_rate=0.5, proximal_mu=0.3, local_steps=20)
 
 
 def test_an_unknown_mechanism_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'local' is unknown"):
-        mechanism("local")
+    with pytest.raises(ConfigError, match="'secret' is unknown"):
+        mechanism("secret")
