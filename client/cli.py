@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bridge.console import new_app, run_app
+from client.cli_ledger import SiteArgument, forget_command, ledger_app
 
 if TYPE_CHECKING:
     from client.audit import Line
@@ -22,8 +23,8 @@ audit_app = typer.Typer(help="Look at the log of everything that left this site.
 policy_app = typer.Typer(help="Look at what this site permits.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
 app.add_typer(policy_app, name="policy")
-
-SiteArgument = Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The site file, or the folder that holds it.")]
+app.add_typer(ledger_app, name="ledger")
+app.command("forget")(forget_command)
 
 
 class SplitChoice(StrEnum):
