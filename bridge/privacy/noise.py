@@ -1,7 +1,7 @@
 """Gaussian and uniform numbers from ChaCha20: a key of the operating system's for each release, or a seed in
 simulation.
 
-Floating point is "not hardened": a sample has 53 bits, and which doubles can occur as sums is not hidden (Mironov
+Floating point is "not hardened": a sample has 52 bits, and which doubles can occur as sums is not hidden (Mironov
 2012). The privacy statement says so.
 """
 
@@ -42,10 +42,9 @@ class NoiseSource:
         return cls(bytes.fromhex(sha256_json(["fedbridge.noise/1", seed, *labels])))
 
     def uniform(self, shape: int | tuple[int, ...]) -> NDArray[np.float64]:
-        """Numbers in the open interval (0, 1), float64, 53 bits each."""
+        """Numbers in the open interval (0, 1), float64, 52 bits each."""
         count = int(np.prod(shape))
-        raw = np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
-        return (((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53).reshape(shape)
+        return open_unit(np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")).reshape(shape)
 
     def normal(self, shape: int | tuple[int, ...], deviation: float) -> NDArray[np.float64]:
         """Gaussian numbers of mean 0 and standard deviation `deviation`, float64, by the inverse distribution
@@ -56,3 +55,9 @@ class NoiseSource:
             part = out[start : start + _CHUNK]
             part[:] = ndtri(self.uniform(len(part)))
         return (out * deviation).reshape(shape)
+
+
+def open_unit(raw: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Words of 64 random bits as numbers in the open interval (0, 1): the middles of 2^52 equal parts. With one bit
+    more the last middle would be rounded to 1, whose normal number is infinite."""
+    return ((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
