@@ -191,7 +191,16 @@ _ITEMS: tuple[Item, ...] = (
         ("positions_old",),
         "float64",
     ),
-    Item("statistics", CLOSED_FORM, "array", "solve for the bridge in one step", ("statistics",), "float64"),
+    Item("statistics", CLOSED_FORM, "array", "solve for the bridge under privacy", ("statistics",), "float64"),
+    Item(
+        "closed_form_moments",
+        CLOSED_FORM,
+        "array",
+        "solve for the bridge in one step",
+        ("statistics",),
+        "float64",
+        opt_in=True,
+    ),
     Item("update.A", TRAIN, "array", "train the bridge", ("rows", "rank"), "float32", -_UPDATE_BOUND, _UPDATE_BOUND),
     Item(
         "update.B",

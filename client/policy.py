@@ -133,7 +133,8 @@ def required_items(job: Job) -> tuple[str, ...]:
     statistic = {"scores": "sums" if job.privacy.private else "scores", "moments": "moments", "fixed": ""}
     kind = statistic[job.selection.mode]
     selection = (f"probe_{kind}", f"similarity_{kind}") if kind else ()
-    closed_form = ("statistics",) if job.train.solves else ()
+    statistics = "statistics" if job.privacy.private else "closed_form_moments"
+    closed_form = (statistics,) if job.train.solves else ()
     updates = UPDATE_ITEMS[:2] if job.bridge.frozen_prototypes else UPDATE_ITEMS
     return (*selection, *closed_form, *((*updates, "weight") if job.rounds else ()))
 

@@ -40,10 +40,11 @@ def solved_bridge(
     assert shape is not None
     asked = job.privacy.closed_form
     config = {"input-position": positions[0], "output-position": positions[1]}
-    expected = Expected(("statistics",), dimensions=dimensions)
+    item = "statistics" if job.privacy.private else "closed_form_moments"
+    expected = Expected((item,), dimensions=dimensions)
     log.emit("closed_form", state="started", sites=len(exchange.roster))
     answers = exchange.ask_enough(Question("closed form", CLOSED_FORM, expected, config, broadcast))
-    per_site = {site: answer.values["statistics"] for site, answer in answers.good.items()}
+    per_site = {site: answer.values[item] for site, answer in answers.good.items()}
     released = noised_sum(per_site, job, (asked.noise_multiplier or 0.0) * asked.clip, noise)
     a, b = solve(
         released.values,

@@ -92,7 +92,7 @@ class SimulatedPrivacyPolicy(PrivacyPolicy):
 class SimulatedPolicy(Policy):
     """A hospital's policy with the defaults of a simulation, where hospitals are small and nobody is harmed."""
 
-    items: tuple[str, ...] = (*DEFAULT_ITEMS, "train_loss", *CONFUSION_ITEMS)
+    items: tuple[str, ...] = (*DEFAULT_ITEMS, "train_loss", *CONFUSION_ITEMS, "closed_form_moments")
     minimum_patients: int = Field(default=2, ge=1)
     minimum_group: int = Field(default=1, ge=1)
     privacy: SimulatedPrivacyPolicy = SimulatedPrivacyPolicy()

@@ -47,6 +47,7 @@ Flower's run config is flat: texts, numbers and booleans. `fedbridge-sim prepare
 | `run-folder` | absolute path of the coordinator's run folder |
 | `models-folder` | absolute path of the coordinator's models (`old_encoder`, `new_encoder`, `task_head`) |
 | `simulation-folder` | absolute path of the simulated sites (`site-0`, ...); a deployed site ignores it |
+| `run-key` | 32 hex digits: the run's name in the sites' privacy ledgers, the same after a resume |
 | `engine` | `local`, `flower` or `deployment`: a word for the run record |
 | `resume` | `true`: go on from the newest checkpoint of the run folder |
 
