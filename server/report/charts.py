@@ -14,15 +14,18 @@ from server.report.words import PREDICTOR_NAMES, figure_with_interval, in_bytes,
 
 
 def result_chart(
-    rows: Mapping[str, Metrics], labels: Mapping[str, str], per_site: Mapping[str, Metrics]
+    rows: Mapping[str, Metrics], labels: Mapping[str, str], per_site: Mapping[str, Metrics], key: str = "result"
 ) -> Markup | None:
-    """Dot and 95 % interval of each predictor; chance a line, each hospital alone a small stroke. None without any."""
+    """Dot and 95 % interval of each predictor; chance a line, each hospital alone a small stroke. None without any.
+
+    `key` tells two such pictures of one page apart.
+    """
     figures = {name: found for name, row in rows.items() if (found := row.balanced_accuracy) is not None}
     chance = figures.pop("chance", None)
     if not figures:
         return None
     alone = [found.value for row in per_site.values() if (found := row.balanced_accuracy) is not None]
-    with canvas(WIDE, 0.95 + 0.42 * len(figures), "result") as fig:
+    with canvas(WIDE, 0.95 + 0.42 * len(figures), key) as fig:
         axes = fig.add_subplot()
         for height, (name, found) in enumerate(reversed(figures.items())):
             if name == "site_alone":
@@ -78,20 +81,20 @@ def _limits(figures: Sequence[Metric], more: Sequence[float] = ()) -> tuple[floa
     return max(-0.02, min(ends) - 0.05), min(1.02, max(ends) + 0.05)
 
 
-def scores_chart(selection: SelectionRecord) -> Markup | None:
+def scores_chart(selection: SelectionRecord, private: bool = False) -> Markup | None:
     """Scores by position: the probe over the new encoder's, the similarity over the old one's, chosen ones marked."""
     panels = [
         (
             selection.probe_scores,
             selection.input_position,
             "Where the bridge reads (new encoder)",
-            _probe_axis(selection),
+            _probe_axis(selection, private),
         ),
         (
             selection.similarity_scores,
             selection.output_position,
             "Where it writes (old encoder)",
-            "similarity (linear CKA)",
+            "noised similarity" if private else "similarity (linear CKA)",
         ),
     ]
     shown = [panel for panel in panels if panel[0] is not None]
@@ -112,7 +115,9 @@ def scores_chart(selection: SelectionRecord) -> Markup | None:
         )
 
 
-def _probe_axis(selection: SelectionRecord) -> str:
+def _probe_axis(selection: SelectionRecord, private: bool) -> str:
+    if private:
+        return "noised score of the probe"
     return "held-out explained share" if selection.mode == "moments" else "balanced accuracy of the probe"
 
 
@@ -294,9 +299,11 @@ def bytes_chart(record: RunRecord) -> Markup | None:
 
 def item_kind(item: str) -> str:
     """Which of the few kinds a reader tells apart an item is of."""
-    if item.startswith(("update.", "confusion.")):
-        return item.split(".")[0]
-    return "scores" if item.endswith(("_scores", "_moments")) else "other"
+    if item.startswith("update."):
+        return "update"
+    if item.startswith("confusion"):
+        return "confusion"
+    return "scores" if item.endswith(("_scores", "_moments", "_sums")) else "other"
 
 
 def windows_chart(title: str, windows: Sequence[ExampleWindow], name: str) -> Markup:

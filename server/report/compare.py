@@ -191,7 +191,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
                 f"{chosen.mode}: {chosen.input_position} → {chosen.output_position}" if chosen else "–",
                 f"{bridge.parameters:,}" if bridge else "–",
                 str(len(record.rounds)),
-                in_time(record.seconds),
+                "–" if record.seconds is None else in_time(record.seconds),
                 in_bytes(run.bytes_sent),
             )
         )

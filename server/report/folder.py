@@ -1,4 +1,4 @@
-"""A run folder as the pages read it: its record, its rotations' records, and the configuration of a simulation."""
+"""A run folder as the pages read it: its record, its rotations' records, its statement, and what a simulator added."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from bridge.config import load_yaml
 from bridge.errors import ConfigError
-from server.errors import RunFolderError
-from server.record import RunRecord, read_record
+from server.errors import RunFolderError, StatementError
+from server.record import SIMULATED_EVALUATION, Evaluation, RunRecord, read_record
+from server.report.privacy import released
+from server.statement import PRIVACY_JSON, Statement, read_statement
 
 SIMULATION_CONFIG = "config.yaml"
 
@@ -23,6 +27,10 @@ class RunFolder:
     rotations: dict[str, RunRecord | str] = field(default_factory=dict)
     simulation: dict[str, Any] = field(default_factory=dict)
     """What the simulation was asked for, where that is more than the job; empty for a run of real sites."""
+    statement: Statement | None = None
+    """None where there is no usable `privacy.json`."""
+    simulated: Evaluation | None = None
+    """What only a simulator can compute under a private mechanism."""
 
 
 def read_folder(path: Path) -> RunFolder:
@@ -30,19 +38,19 @@ def read_folder(path: Path) -> RunFolder:
 
     The record of a rotated run gets its rotations' models and the sum of what left the sites, where it has none itself.
     """
-    record = read_record(path)
+    record = released(read_record(path))
     rotations = {name: _rotation(path / name) for name in record.rotations}
     parts = [part for part in rotations.values() if isinstance(part, RunRecord)]
     if parts:
         models = record.models or parts[0].models
         outbox = record.outbox or [row for part in parts for row in part.outbox]
         record = record.model_copy(update={"models": models, "outbox": outbox})
-    return RunFolder(path, record, rotations, _simulation(path, record))
+    return RunFolder(path, record, rotations, _simulation(path, record), _statement(path), _simulated(path, record))
 
 
 def _rotation(path: Path) -> RunRecord | str:
     try:
-        return read_record(path)
+        return released(read_record(path))
     except RunFolderError as error:
         return f"no record: {error.why or error.what}"
 
@@ -53,3 +61,19 @@ def _simulation(path: Path, record: RunRecord) -> dict[str, Any]:
     except ConfigError:
         return {}
     return values if isinstance(values, dict) and values != record.config else {}
+
+
+def _statement(path: Path) -> Statement | None:
+    try:
+        return read_statement(path / PRIVACY_JSON)
+    except StatementError:
+        return None
+
+
+def _simulated(path: Path, record: RunRecord) -> Evaluation | None:
+    if record.threat_model == "none":
+        return None
+    try:
+        return Evaluation.model_validate_json((path / SIMULATED_EVALUATION).read_bytes())
+    except (OSError, ValidationError):
+        return None

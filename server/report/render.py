@@ -14,6 +14,7 @@ from server.report import charts, tables
 from server.report.folder import RunFolder, read_folder
 from server.report.headline import headline, modality, remarks
 from server.report.page import fill, write_file
+from server.report.privacy import privacy_part, simulated_on_whom
 from server.report.windows import ExampleWindow, read_example_windows
 from server.report.words import count, figure, in_date, in_time, interval, predictors
 
@@ -38,7 +39,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
 def report_page(run: RunFolder, target: Path) -> dict[str, Any]:
     """Everything that the template shows. A part that is missing is an empty value here and a sentence there."""
     record = run.record
-    evaluation = record.evaluation
+    evaluation, private = record.evaluation, record.threat_model != "none"
     rows = predictors(evaluation)
     labels = tables.predictor_labels(record)
     selection = record.selection
@@ -57,7 +58,7 @@ def report_page(run: RunFolder, target: Path) -> dict[str, Any]:
         "confusion_chart": charts.confusion_chart(evaluation),
         "groups_chart": charts.groups_chart(evaluation.groups),
         "groups": tables.groups_table(evaluation.groups),
-        "scores_chart": charts.scores_chart(selection) if selection else None,
+        "scores_chart": charts.scores_chart(selection, private) if selection else None,
         "curves_chart": _curves(record),
         "sites": tables.sites_table(record),
         "bytes_chart": charts.bytes_chart(record),
@@ -70,8 +71,30 @@ def report_page(run: RunFolder, target: Path) -> dict[str, Any]:
         "config_text": _yaml(record.config),
         "simulation_text": _yaml(run.simulation),
         "meta": _meta(record),
+        "private": private,
+        "privacy": privacy_part(record, run.statement),
+        "simulated": _simulated(run),
         "bounded": any(row.balanced_accuracy and row.balanced_accuracy.low is not None for row in rows.values()),
         "intervals": evaluation.interval.rstrip(".").replace(" %", "\u00a0%"),
+    }
+
+
+def _simulated(run: RunFolder) -> dict[str, Any] | None:
+    """The section on what the simulator alone knows; None where it left nothing."""
+    found = run.simulated
+    if found is None:
+        return None
+    record = run.record.model_copy(update={"evaluation": found})
+    rows = predictors(found)
+    return {
+        "on_whom": simulated_on_whom(found),
+        "headline": headline(record),
+        "remarks": remarks(record),
+        "chart": charts.result_chart(rows, tables.predictor_labels(record), found.site_alone_per_site, "simulated"),
+        "metrics": tables.metrics_table(record),
+        "alone": tables.named_metrics_table("Hospital", found.site_alone_per_site),
+        "groups": tables.groups_table(found.groups),
+        "intervals": found.interval.rstrip(".").replace(" %", "\u00a0%"),
     }
 
 

@@ -161,14 +161,11 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
     wanted = asked.get("rounds") if isinstance(asked, dict) else None
     taking = [site for site in record.sites if site.can_take_part]
     if record.rotations and not record.rounds:
-        return [("Rotations", str(len(record.rotations))), ("Time", in_time(record.seconds))]
+        return [("Rotations", str(len(record.rotations))), *_time(record)]
     found = [
         ("Sites that took part", f"{len(taking)} of {len(record.sites)} that answered"),
         ("Rounds counted", f"{len(rounds)}" + (f" of {wanted}" if isinstance(wanted, int) else "")),
-        (
-            "Time",
-            in_time(record.seconds) + (f", {in_time(_mean(row.seconds for row in rounds))} a round" if rounds else ""),
-        ),
+        *_time(record),
         ("Left the sites in rounds, packed", in_bytes(sum(row.bytes_up for row in rounds))),
         ("Sent to the sites in rounds, packed", in_bytes(sum(row.bytes_down for row in rounds))),
     ]
@@ -179,6 +176,14 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
     if record.resumed_from_round is not None:
         found.append(("Resumed", f"after round {record.resumed_from_round}"))
     return found
+
+
+def _time(record: RunRecord) -> list[tuple[str, str]]:
+    """How long it took; under a private mechanism that is not released."""
+    if record.seconds is None:
+        return []
+    taken = [row.seconds for row in record.rounds if row.seconds is not None]
+    return [("Time", in_time(record.seconds) + (f", {in_time(_mean(taken))} a round" if taken else ""))]
 
 
 def _mean(values: Iterable[float]) -> float:
