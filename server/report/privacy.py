@@ -155,7 +155,8 @@ def _sentences(statement: Statement) -> list[str]:
         f"{statement.delta:g}, however much an attacker knows about everybody else.",
         f"Someone who wants to find out whether a given person was a patient in this study, and accepts to be wrong "
         f"about 1 % of those who were not, can be right about at most {_percent(rate)} of those who were. (Without any "
-        "information it would be 1 %.)",
+        "information it would be 1 %.)"
+        + (" At this epsilon the bound by itself rules out hardly any attack." if rate > 0.95 else ""),
         f"Who must be trusted: {statement.trusted}.",
         "The figures are for the whole plan that the hospitals reserved, whether or not all of it was used.",
     ]
