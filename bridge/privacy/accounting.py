@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 Phase = Literal["probe", "similarity", "closed_form", "training", "metrics"]
 Cohort = Literal["pair", "validation", "test"]
 
-FINE = 2e-4
-"""Width of the privacy loss' grid. Its pessimism grows with count x width^2: below 5e-4 at 20,000 noise additions."""
-COARSE = 2e-3
-"""For a first look: about ten times faster, and too high rather than too low."""
+_WIDEST = 1e-3
+"""Width of the privacy loss' grid for few noise additions. The grid's pessimism grows with count x width^2."""
+_PESSIMISM = 3e-4
+"""Count x width^2 of the fine grid; what an epsilon is too high by stays below this, however many additions."""
+_COARSER = 4.0
+"""For a first look: about four times faster, and too high rather than too low."""
 
 _ORDERS = (*(2 + quarter / 4 for quarter in range(36)), *range(11, 65), 80, 96, 128, 256, 512, 1024)
 """Of Renyi's divergence. Below 2 the series for sampled Gaussians often fails to converge."""
@@ -138,12 +140,12 @@ def epsilon(releases: Iterable[Release], delta: float) -> float:
 
     Raises `ConfigError` where delta is not in (0, 1).
     """
-    return _epsilon(_merged(releases), _checked(delta), FINE)
+    return _epsilon(_merged(releases), _checked(delta), 1.0)
 
 
 def coarse_epsilon(releases: Iterable[Release], delta: float) -> float:
-    """The same on a grid ten times coarser: for searches."""
-    return _epsilon(_merged(releases), _checked(delta), COARSE)
+    """The same on a grid four times coarser: for searches."""
+    return _epsilon(_merged(releases), _checked(delta), _COARSER)
 
 
 def rdp_epsilon(plans: Iterable[Iterable[Release]], delta: float) -> float:
@@ -210,11 +212,12 @@ def _merged(releases: Iterable[Release]) -> _Terms:
 
 
 @lru_cache(maxsize=4096)
-def _epsilon(terms: _Terms, delta: float, grid: float) -> float:
+def _epsilon(terms: _Terms, delta: float, coarser: float) -> float:
     from dp_accounting import NeighboringRelation, pld
 
     if not terms:
         return 0.0
+    grid = coarser * min(_WIDEST, sqrt(_PESSIMISM / sum(count for _, _, count in terms)))
     accountant = pld.PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=grid)
     return float(accountant.compose(_composed(terms)).get_epsilon(delta))
 
