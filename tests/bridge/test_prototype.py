@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from scipy.fft import dct
 
+from bridge.cosines import cosine_basis
 from bridge.errors import WeightsError
 from bridge.prototype import PrototypeBridge, initial_arrays
 from bridge.shape import BridgeShape
@@ -102,3 +107,114 @@ def test_public_vectors_become_the_prototypes() -> None:
     np.testing.assert_array_equal(arrays["A"], initial_arrays(SHAPE, seed=3)["A"])
     with pytest.raises(WeightsError, match="public prototypes"):
         initial_arrays(SHAPE, seed=3, prototypes=public[:5])
+
+
+FORMS = [
+    pytest.param(dataclasses.replace(SHAPE, **changes), id=name)
+    for name, changes in {
+        "paper": {},
+        "frozen prototypes": {"frozen_prototypes": True},
+        "cosines": {"cosines": 3},
+        "all cosines": {"cosines": 4},
+        "whitened": {"components": 2},
+        "constant": {"constant": True},
+        "everything": {"cosines": 2, "components": 4, "constant": True, "frozen_prototypes": True},
+    }.items()
+]
+
+
+def random_arrays(shape: BridgeShape, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=size).astype(np.float32) for name, size in shape.arrays().items()}
+
+
+@pytest.mark.parametrize("shape", FORMS)
+def test_each_form_is_its_formula_token_by_token(shape: BridgeShape) -> None:
+    arrays = random_arrays(shape, 4)
+    bridge = PrototypeBridge(shape)
+    bridge.load_arrays(arrays)
+    h = np.random.default_rng(5).normal(size=(2, 3, shape.width_new)).astype(np.float32)
+    found = bridge(torch.from_numpy(h)).detach().numpy()
+    assert found.shape == (2, 3, shape.tokens_old, shape.width_old)
+    terms = shape.cosines or shape.tokens_old
+    for i, j in np.ndindex(2, 3):
+        x = h[i, j]
+        if shape.components:
+            x = np.append((x - arrays["mean"]) @ arrays["whitening"], 1.0)
+        mixing = x @ arrays["A"] @ arrays["B"]
+        for token in range(shape.tokens_old):
+            expected = np.zeros(shape.width_old)
+            for term in range(terms):
+                share = dct(np.eye(shape.tokens_old)[token], norm="ortho")[term] if shape.cosines else term == token
+                for k in range(shape.prototypes):
+                    expected += share * mixing[term * shape.prototypes + k] * arrays["P"][k]
+            if shape.constant:
+                expected += arrays["constant"][token]
+            np.testing.assert_allclose(found[i, j, token], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", FORMS)
+def test_each_form_keeps_its_arrays_and_trains_what_it_declares(shape: BridgeShape) -> None:
+    arrays = random_arrays(shape, 6)
+    bridge = PrototypeBridge(shape)
+    bridge.load_arrays(arrays)
+    copied = copy.deepcopy(bridge)
+    assert list(bridge.arrays()) == list(shape.arrays())
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(copied.arrays()[name], array)
+    copied.arrays()["A"] += 1.0
+    np.testing.assert_array_equal(copied.arrays()["A"], arrays["A"])
+    trained = {name: p for name, p in bridge.named_parameters() if p.requires_grad}
+    assert sum(p.numel() for p in trained.values()) == shape.parameters
+    bridge(torch.randn(3, shape.width_new)).square().sum().backward()
+    assert {name.removesuffix(".weight") for name, p in bridge.named_parameters() if p.grad is not None} == set(
+        shape.trained
+    )
+    assert not list(bridge.buffers()), "Opacus refuses buffers"
+
+
+@pytest.mark.parametrize("shape", FORMS)
+def test_per_sample_gradients_are_those_of_one_patient_after_the_other(shape: BridgeShape) -> None:
+    from opacus import GradSampleModule
+
+    bridge = PrototypeBridge(shape)
+    bridge.load_arrays(random_arrays(shape, 7))
+    h = torch.randn(3, 2, shape.width_new, generator=torch.Generator().manual_seed(0))
+    wrapped = GradSampleModule(copy.deepcopy(bridge), loss_reduction="sum", strict=True)
+    wrapped(h).tanh().sum().backward()
+    for name, parameter in bridge.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        per_sample = dict(wrapped.named_parameters())[f"_module.{name}"].grad_sample
+        for patient in range(3):
+            bridge.zero_grad()
+            bridge(h[patient]).tanh().sum().backward()
+            torch.testing.assert_close(per_sample[patient], parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_start_takes_public_constants_and_refuses_others() -> None:
+    shape = dataclasses.replace(SHAPE, cosines=2, components=3, constant=True, frozen_prototypes=True)
+    constants = {name: array for name, array in random_arrays(shape, 8).items() if name not in ("A", "B", "P")}
+    arrays = initial_arrays(shape, 1, constants=constants)
+    assert {name: array.shape for name, array in arrays.items()} == shape.arrays()
+    for name, array in constants.items():
+        np.testing.assert_array_equal(arrays[name], array)
+    bridge = PrototypeBridge(shape)
+    bridge.load_arrays(arrays)
+    np.testing.assert_array_equal(bridge(torch.randn(2, 5))[1].detach().numpy(), constants["constant"])
+    with pytest.raises(WeightsError, match="a bridge has the parameters"):
+        initial_arrays(shape, 1)
+    with pytest.raises(WeightsError, match="whitening has shape"):
+        initial_arrays(shape, 1, constants=constants | {"whitening": constants["whitening"].T})
+
+
+@pytest.mark.parametrize(("count", "tokens"), [(1, 1), (1, 9), (4, 50), (7, 7)])
+def test_cosines_are_the_orthonormal_dct(count: int, tokens: int) -> None:
+    expected = dct(np.eye(tokens), norm="ortho", axis=0)[:count]
+    np.testing.assert_allclose(cosine_basis(count, tokens), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [0, 6])
+def test_cosines_that_do_not_exist_are_refused(count: int) -> None:
+    with pytest.raises(ValueError, match="1 to 5 cosines"):
+        cosine_basis(count, 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from bridge.encoders.loading import load_encoder, read_encoder_card
 from bridge.errors import SelectionError
 from bridge.head import load_head, read_head_card
 from bridge.windows import Modality, Preprocessing, WindowSpec
-from simulations.encoders import EncodersConfig, PublicWindows, is_complete, train_models
+from simulations.encoders import EncodersConfig, PublicWindows, is_complete, spread_rows, train_models
 from simulations.errors import CohortError
 
 SMALL = {"width": 16, "blocks": 2, "heads": 2, "tokens": 10}
@@ -90,7 +91,8 @@ def test_the_head_fits_and_public_vectors_are_centroids_of_its_tokens(made: Made
     taps = encoder.taps(torch.from_numpy(OLD.x), lambda h: h)
     assert head(taps.tokens.mean(1)).shape == (48, 2)
     vectors = load_file(made.folder / "public_vectors.safetensors")
-    assert set(vectors) == {"in.0", "in.1"}
+    public_keys = {f"{kind}.{position}" for kind in ("in", "tokens", "mean", "covariance") for position in range(2)}
+    assert set(vectors) == public_keys
     for position in range(2):
         tokens = taps.inputs[position].flatten(0, 1).numpy()
         centroids = vectors[f"in.{position}"]
@@ -99,6 +101,36 @@ def test_the_head_fits_and_public_vectors_are_centroids_of_its_tokens(made: Made
         assert (centroids.max(0) <= tokens.max(0) + 1e-5).all()
         nearest = np.linalg.norm(tokens[:, None] - centroids[None], axis=-1).min(1)
         assert nearest.mean() < 0.8 * np.linalg.norm(tokens - tokens.mean(0), axis=-1).mean()
+
+
+def test_public_tokens_are_those_of_whole_windows_of_all_patients(made: Made) -> None:
+    inputs = load_encoder(made.folder / "old_encoder").taps(torch.from_numpy(OLD.x), lambda h: h).inputs
+    vectors = load_file(made.folder / "public_vectors.safetensors")
+    for position in range(2):
+        # All 48 windows: fewer than are kept at most.
+        np.testing.assert_allclose(vectors[f"tokens.{position}"], inputs[position].detach().numpy(), atol=1e-5)
+
+
+def test_public_moments_are_those_of_the_new_encoders_outputs(made: Made) -> None:
+    outputs = load_encoder(made.folder / "new_encoder").taps(torch.from_numpy(NEW.x)).outputs
+    vectors = load_file(made.folder / "public_vectors.safetensors")
+    for position in range(2):
+        # The patients have equally many windows, so weighing each the same changes nothing.
+        h = outputs[position].detach().double().numpy()
+        np.testing.assert_allclose(vectors[f"mean.{position}"], h.mean(0), atol=1e-5)
+        np.testing.assert_allclose(vectors[f"covariance.{position}"], np.cov(h.T, ddof=0), atol=1e-5)
+
+
+def test_spread_rows_take_one_window_of_each_patient_before_a_second_of_any() -> None:
+    patients = np.repeat(["a", "b", "c"], [1, 5, 40])
+    for count, expected in (
+        (3, {"a": 1, "b": 1, "c": 1}),
+        (8, {"a": 1, "b": 4, "c": 3}),
+        (99, {"a": 1, "b": 5, "c": 40}),
+    ):
+        rows = spread_rows(patients, count)
+        assert Counter(patients[rows].tolist()) == expected
+        assert (np.diff(rows) > 0).all()
 
 
 def test_a_second_run_takes_all_from_the_cache(made: Made, tmp_path: Path) -> None:
@@ -119,7 +151,7 @@ def test_a_damaged_entry_is_made_again_with_the_same_bytes(made: Made, tmp_path:
     again = train_models(OLD, NEW, CLASSES, CONFIG, tmp_path / "again", data="noise")
     assert digests(again) == digests(made.folder)
     vectors = [load_file(folder / "public_vectors.safetensors") for folder in (again, made.folder)]
-    assert all(np.array_equal(vectors[0][key], vectors[1][key]) for key in ("in.0", "in.1"))
+    assert all(np.array_equal(vectors[0][key], vectors[1][key]) for key in vectors[0])
 
 
 def test_labels_reach_the_old_encoder_alone(made: Made, tmp_path: Path) -> None:
