@@ -61,30 +61,23 @@ def noise_interval(
 ) -> tuple[float, float] | None:
     """95 % interval of a figure of noised tables, from the known noise and the unknown patients.
 
-    `tables (classes, classes)` is one noised sum as released; `deviation` the standard deviation of its noise in each
-    cell; `figure` takes `(samples, classes, classes)` to `(samples,)`. A parametric Monte Carlo of two steps:
+    `tables (classes, classes)` is one noised sum as released, negative cells and all; `deviation` the standard
+    deviation of its noise in each cell; `figure` takes `(samples, classes, classes)` to `(samples,)` in [0, 1]. A
+    parametric Monte Carlo: each cell is drawn anew as often as a Poisson count of the released size would vary, and the
+    noise once more on top. Cells stay negative where they come out so, since clamping each would pull every figure
+    towards chance; the figures are clamped to [0, 1].
 
-    1. the noise: each cell's sum without noise, given the noised one and that it is not negative (a truncated normal;
-       every value is equally likely beforehand);
-    2. the patients: cells of others from the same population (a Dirichlet with those sums as counts, as if a sum of S
-       came from S patients of one window each, which overstates how much patients vary, since a patient's windows are
-       spread over cells).
-
-    None where the figure is defined in no sample. It reads released numbers alone, so it costs nothing.
+    It assumes that a sum of S comes from S independent patients of one cell each. A patient's windows are spread over
+    cells, so this overstates how patients vary. None where the figure is defined in no sample. It reads released
+    numbers alone, so it costs nothing.
     """
-    from scipy.special import ndtr, ndtri
-
     rng = np.random.default_rng(seed)
-    flat = tables.ravel()
-    if deviation > 0:
-        below = ndtr(-flat / deviation)
-        drawn = rng.uniform(size=(samples, flat.size))
-        true = flat + deviation * ndtri((below + drawn * (1.0 - below)).clip(1e-300, 1.0 - 1e-16))
-    else:
-        true = np.broadcast_to(flat, (samples, flat.size))
-    counts = rng.standard_gamma(true.clip(min=0.0))
-    values = figure(counts.reshape(samples, *tables.shape))
-    values = values[np.isfinite(values)]
+    released = tables.ravel()
+    size = released.clip(min=0.0)
+    varied = rng.standard_gamma(size, size=(samples, size.size)) - size
+    noise = deviation * rng.standard_normal((samples, size.size))
+    values = figure((released + varied + noise).reshape(samples, *tables.shape))
+    values = values[np.isfinite(values)].clip(0.0, 1.0)
     if not len(values):
         return None
     tail = 100 * (1 - INTERVAL) / 2
