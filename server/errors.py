@@ -30,6 +30,6 @@ class ReplyError(FedbridgeError):
 
 
 class StatementError(FedbridgeError):
-    """A privacy statement can't be read, is not of its schema, or claims what its events do not give."""
+    """A privacy statement claims what its events do not give, or contradicts itself."""
 
     exit_code = ExitCode.REFUSED

@@ -18,7 +18,7 @@ from bridge.config import Settings
 from bridge.files import write_whole
 from bridge.job import Job
 from bridge.job_privacy import MechanismName
-from server.errors import RunFolderError, StatementError
+from server.errors import RunFolderError
 from server.record import RunRecord
 
 if TYPE_CHECKING:
@@ -311,18 +311,18 @@ def write_statement(folder: Path, statement: Statement) -> None:
 
 
 def read_statement(file: Path) -> Statement:
-    """Read a statement (a file, or the folder that holds `privacy.json`); raises `StatementError` where there is none
+    """Read a statement (a file, or the folder that holds `privacy.json`); raises `RunFolderError` where there is none
     or it is not of the schema."""
     path = file / PRIVACY_JSON if file.is_dir() else file
     try:
         return Statement.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise StatementError(
+        raise RunFolderError(
             f"{path}: can't be read", why=error.strerror or "", fix="name the privacy.json of a run"
         ) from error
     except (ValidationError, UnicodeDecodeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
-        raise StatementError(
+        raise RunFolderError(
             f"{path}: is not a privacy statement of schema fedbridge.privacy/1",
             why=f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ") if first else str(error),
             fix="use the file as the run wrote it",

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from bridge.config import load_yaml
 from bridge.errors import ConfigError
-from server.errors import RunFolderError, StatementError
+from server.errors import RunFolderError
 from server.record import SIMULATED_EVALUATION, Evaluation, RunRecord, read_record
 from server.report.privacy import released
 from server.statement import PRIVACY_JSON, Statement, read_statement
@@ -66,7 +66,7 @@ def _simulation(path: Path, record: RunRecord) -> dict[str, Any]:
 def _statement(path: Path) -> Statement | None:
     try:
         return read_statement(path / PRIVACY_JSON)
-    except StatementError:
+    except RunFolderError:
         return None
 
 

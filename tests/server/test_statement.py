@@ -16,7 +16,7 @@ from bridge.console import run_app
 from bridge.errors import ConfigError
 from bridge.job import Job
 from server.cli import app
-from server.errors import RunFolderError, StatementError
+from server.errors import RunFolderError
 from server.record import write_record
 from server.statement import (
     PRIVACY_JSON,
@@ -169,7 +169,7 @@ def test_it_survives_the_file(stated: Statement, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"schema": "fedbridge.run/1"}', "\ufeff\x00"])
 def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / PRIVACY_JSON).write_text(text, encoding="utf-8")
-    with pytest.raises(StatementError, match=r"fedbridge\.privacy/1"):
+    with pytest.raises(RunFolderError, match=r"fedbridge\.privacy/1"):
         read_statement(tmp_path)
 
 
@@ -272,7 +272,7 @@ def test_the_command(quick: Statement, tmp_path: Path, capsys: pytest.CaptureFix
     assert code == 5
     assert "UNDERSTATED" in out
     assert "the statement is not right" in err
-    assert call(str(tmp_path / "none.json"))[0] == 5
+    assert call(str(tmp_path / "none.json"))[0] == 7
 
 
 def test_the_published_schema_is_current() -> None:
