@@ -96,7 +96,8 @@ def _materialised(bridge: PrototypeBridge, batch: Batch, align: Align, clip: flo
 
     wrapped = GradSampleModule(bridge, loss_reduction="sum", strict=True)
     try:
-        loss = align(wrapped(batch.features), batch).sum()
+        # Opacus' hooks want an input that is differentiated by.
+        loss = align(wrapped(batch.features.detach().requires_grad_()), batch).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = {name: getattr(bridge, name).weight.grad_sample.double() for name in bridge.shape.trained}
     finally:
