@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +12,8 @@ import typer
 from bridge.console import new_app, run_app
 from simulations.cli_options import ConfigArgument, QuietOption, SetOption
 from simulations.cli_plan import register as register_plan
+from simulations.cli_sweep import register as register_sweep
+from simulations.sigterm import end_on_sigterm
 
 if TYPE_CHECKING:
     from server.record import Metric, Metrics, RunRecord
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 app = new_app("Simulate a study of many hospitals on one machine.")
 
 register_plan(app)
+register_sweep(app)
 
 
 @app.command("prepare")
@@ -66,7 +66,7 @@ def run_command(
     from simulations.progress import bars
     from simulations.run import run
 
-    signal.signal(signal.SIGTERM, _terminated)
+    end_on_sigterm()
     settings = load_simulation(config, set_ or [])
     folder = out or Path("runs") / f"{settings.name}-seed{settings.seed}"
     with bars(quiet) as progress:
@@ -142,13 +142,6 @@ def _interval(metric: Metric | None) -> str:
     if metric is None or metric.low is None or metric.high is None:
         return ""
     return f"[{metric.low:.3f}, {metric.high:.3f}]"
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends the run as Ctrl-C does: processes that compute end at once, engines clean up first."""
-    for child in multiprocessing.active_children():
-        child.terminate()
-    raise SystemExit(128 + number)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
