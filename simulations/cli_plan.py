@@ -48,7 +48,7 @@ def _print_phases(found: Plan) -> None:
         pad_edge=False,
     )
     table.add_column("release", no_wrap=True)
-    for head in ("noise", "q", "times", "epsilon\nalone", "numbers", "signal to\nnoise", "over the\nrun"):
+    for head in ("noise", "q", "times", "epsilon\nalone", "numbers", "signal/\nnoise", "over\nrun"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("outlook", no_wrap=True)
     for phase in found.phases:
@@ -61,7 +61,7 @@ def _row(phase: PhasePlan) -> tuple[str, ...]:
         return "-" if value is None else f"{value:.2g}"
 
     return (
-        phase.phase.replace("_", " ") + ("" if phase.cohort == "pair" else f", {phase.cohort}"),
+        ("" if phase.cohort == "pair" else f"{phase.cohort} ") + phase.phase.replace("_", " "),
         f"{phase.noise_multiplier:.4g}",
         f"{phase.sampling_rate:g}",
         f"{phase.count:,}",
