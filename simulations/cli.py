@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bridge.console import new_app, run_app
+from simulations.cli_audit import register as register_audit
 from simulations.cli_options import ConfigArgument, QuietOption, SetOption
 from simulations.cli_plan import register as register_plan
 from simulations.cli_sweep import register as register_sweep
@@ -24,6 +25,7 @@ app = new_app("Simulate a study of many hospitals on one machine.")
 
 register_plan(app)
 register_sweep(app)
+register_audit(app)
 
 
 @app.command("prepare")
