@@ -2,8 +2,9 @@
 
 Unit: the patient; sensitivity of the sum to adding or removing one: the clipping bound. Three methods give the same:
 
-- `ghost` (Li et al. 2022; book-keeping: Bu et al. 2023): one backward pass to the outputs of the bridge's layers;
-  a layer's norms from a patient's activations and output gradients, its clipped sum as one matrix product;
+- `ghost` (Li et al. 2022; book-keeping: Bu et al. 2023), the fastest (benchmarks/private_step.py): one backward pass
+  to the outputs of the bridge's layers; a layer's norms from a patient's activations and output gradients, its clipped
+  sum as one matrix product;
 - `materialised`: every patient's gradient of every weight, by Opacus;
 - `loop`: one patient at a time, by autograd alone.
 """
@@ -22,21 +23,22 @@ from torch import Tensor, nn
 from bridge.alignment import Align
 from bridge.privacy.mechanism import Batch
 from bridge.prototype import PrototypeBridge
+from bridge.shape import BridgeShape
 
-Method = Literal["auto", "ghost", "materialised", "loop"]
+Method = Literal["ghost", "materialised", "loop"]
 
 Sums = dict[str, NDArray[np.float64]]
 """By parameter name, in the method's shapes (`BridgeShape.arrays`)."""
 
-WINDOWS_AT_ONCE = 256
-"""A draw is worked off in chunks of whole patients with about so many windows, which bounds the memory. The chunks'
-sums are added up, so they do not change the step."""
+NUMBERS_AT_ONCE = 2**19
+"""A draw is worked off in chunks of whole patients, whose old tokens are about so many numbers: the suffix keeps about
+0.1 kB for each of them and block. The chunks' sums are added up, so they do not change the step."""
 
 _MARGIN = 1e-6
 """A clipped gradient is shorter than the bound by this share, so that rounding does not carry it over."""
 
 
-def clipped_sum(bridge: PrototypeBridge, batch: Batch, align: Align, clip: float, method: Method = "auto") -> Sums:
+def clipped_sum(bridge: PrototypeBridge, batch: Batch, align: Align, clip: float, method: Method = "ghost") -> Sums:
     """Sum over the batch's patients of each one's loss gradient, scaled down to an L2 norm of `clip` over all trained
     parameters; float64 by name, in the shapes of the bridge's arrays.
 
@@ -47,12 +49,17 @@ def clipped_sum(bridge: PrototypeBridge, batch: Batch, align: Align, clip: float
     # What lies behind the mask must not reach a product: 0 * NaN is NaN.
     features = torch.where(batch.mask[..., None], batch.features, torch.zeros_like(batch.features))
     batch = Batch(features, batch.targets, batch.mask)
-    chosen = _METHODS["ghost" if method == "auto" else method]
+    patients = 1 if method == "loop" else patients_at_once(bridge.shape, batch.mask.shape[1])
     total = {name: np.zeros(bridge.shape.arrays()[name]) for name in bridge.shape.trained}
-    for part in _chunks(batch, 1 if method == "loop" else max(1, WINDOWS_AT_ONCE // max(1, batch.mask.shape[1]))):
-        for name, sums in _careful(chosen, bridge, part, align, clip).items():
+    for part in _chunks(batch, patients):
+        for name, sums in _careful(_METHODS[method], bridge, part, align, clip).items():
             total[name] += sums.numpy()
     return total
+
+
+def patients_at_once(shape: BridgeShape, windows: int) -> int:
+    """Patients of a chunk, at least one: that is the loop, where the old encoder is large."""
+    return max(1, NUMBERS_AT_ONCE // max(1, windows * shape.tokens_old * shape.width_old))
 
 
 Way = Callable[[PrototypeBridge, Batch, Align, float], dict[str, Tensor]]
