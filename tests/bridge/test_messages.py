@@ -12,6 +12,7 @@ from bridge.encoders.cards import EncoderCard, HeadCard
 from bridge.errors import ItemError
 from bridge.job import BridgeJob, Job, Models, SelectionJob
 from bridge.messages import (
+    CLOSED_FORM,
     CONFUSION_ITEMS,
     DEFAULT_ITEMS,
     DESCRIBE,
@@ -29,18 +30,15 @@ from bridge.messages import (
     declared,
     moments_length,
 )
+from bridge.shape import BridgeShape
 from bridge.windows import Preprocessing, WindowSpec
 
 DIMENSIONS = Dimensions(
     positions_new=5,
     positions_old=4,
     classes=3,
-    rank=2,
-    prototypes=6,
-    width_new=8,
-    tokens_old=10,
-    width_old=7,
     probe_moments=40,
+    bridge=BridgeShape(width_new=8, rank=2, tokens_old=10, prototypes=6, width_old=7),
 )
 
 GOOD = {
@@ -49,6 +47,11 @@ GOOD = {
     "reason": 106,
     "probe_scores": np.linspace(0, 1, 5),
     "probe_moments": np.arange(40.0) * -1e12,
+    "probe_sums": np.linspace(-30, 30, 5),
+    "similarity_sums": np.full(4, 1e9),
+    "statistics": np.full(1 + 8 * 60 + 8 * 9 // 2, -3.5),
+    "closed_form_moments": np.zeros(1 + 8 * 60 + 8 * 9 // 2),
+    "confusion_sums": np.full((3, 3, 3), -0.5),
     "similarity_scores": np.array([-1.0, 0.0, 0.5, 1.0]),
     "similarity_moments": np.full((4, 3), -7.5),
     "update.A": np.full((8, 2), -1e6, np.float32),
@@ -81,13 +84,14 @@ def test_the_closed_list_is_that_of_the_design() -> None:
     by_message = {message: [i.name for i in ITEMS.values() if i.message == message] for message in MESSAGES}
     assert by_message == {
         DESCRIBE: ["site", "can_take_part", "reason"],
-        PROBE: ["probe_scores", "probe_moments"],
-        SIMILARITY: ["similarity_scores", "similarity_moments"],
+        PROBE: ["probe_scores", "probe_moments", "probe_sums"],
+        SIMILARITY: ["similarity_scores", "similarity_moments", "similarity_sums"],
+        CLOSED_FORM: ["statistics", "closed_form_moments"],
         TRAIN: [*UPDATE_ITEMS, "weight", "train_loss"],
-        EVALUATE: list(CONFUSION_ITEMS),
+        EVALUATE: [*CONFUSION_ITEMS, "confusion_sums"],
     }
     opt_in = {name for name, item in ITEMS.items() if item.opt_in}
-    assert opt_in == {"probe_moments", "similarity_moments", "train_loss", *CONFUSION_ITEMS}
+    assert opt_in == {"probe_moments", "similarity_moments", "closed_form_moments", "train_loss", *CONFUSION_ITEMS}
     assert set(DEFAULT_ITEMS) == set(ITEMS) - opt_in
     assert all(item.purpose for item in ITEMS.values())
 

@@ -10,13 +10,17 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from bridge.messages import DESCRIBE, EVALUATE, PROBE, TRAIN, Dimensions, ReasonCode
+from bridge.shape import BridgeShape
 from client.audit import AuditLog
 from client.errors import AuditError, OutboxError, PolicyError, SiteError
 from client.outbox import Outbox
 from client.policy import Policy
 
 SIZES = Dimensions(
-    positions_new=3, positions_old=4, classes=2, rank=2, prototypes=5, width_new=6, tokens_old=7, width_old=8
+    positions_new=3,
+    positions_old=4,
+    classes=2,
+    bridge=BridgeShape(width_new=6, rank=2, tokens_old=7, prototypes=5, width_old=8),
 )
 UPDATE = {"update.A": (6, 2), "update.B": (2, 35), "update.P": (5, 8)}
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from bridge.messages import ITEMS, Dimensions
+from bridge.shape import BridgeShape
 from server.errors import ReplyError, RunError
 from server.record import read_record
 from server.replies import Expected, content_bytes, read_reply
@@ -299,7 +300,13 @@ def test_a_round_waits_for_sites_that_come_back(models: Models, tmp_path: Path) 
     assert record.sites[1].lost_turns == ["round 2: OFFLINE"]
 
 
-DIMENSIONS = Dimensions(3, 4, 3, 2, 4, 16, 6, 8, 100)
+DIMENSIONS = Dimensions(
+    3,
+    4,
+    3,
+    probe_moments=100,
+    bridge=BridgeShape(width_new=16, rank=2, tokens_old=6, prototypes=4, width_old=8),
+)
 TRAIN = Expected(("update.A", "update.B", "update.P", "weight"), ("train_loss",), DIMENSIONS)
 NUMBERS = st.floats(width=32) | st.integers(-(2**31), 2**31)
 ANY_ARRAY = st.one_of(
