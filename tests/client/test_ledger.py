@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,8 @@ from client.ledger.verify import verify
 from client.ledger.view import forecast, view
 from client.site import Site
 from tests.client.ledgers import METRICS, PROBE, STEP, STEPS, ask, ledger_site, plan, pld_epsilon, rdp_epsilon
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -252,3 +256,13 @@ def test_a_killed_computation_is_told_from_a_slow_one(site: Site) -> None:
         assert "has no reply" in refused.value.what
         assert time.monotonic() - start < 5
         assert view(ledger).plans[0].phases[1].used == 1
+
+
+def test_the_ledger_loads_no_torch(site: Site) -> None:
+    """Each message may be a fresh process, and most refusals need none."""
+    code = (
+        "import sys, pathlib; from client.site import open_site; from tests.client.ledgers import *; "
+        "ledger = Ledger.open(open_site(pathlib.Path(sys.argv[1]))); ledger.reserve('run', plan()); ask(ledger); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(site.folder)], check=True, cwd=ROOT)

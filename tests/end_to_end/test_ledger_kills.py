@@ -174,10 +174,11 @@ def test_a_kill_at_a_random_moment_loses_and_repeats_nothing(folder: Path) -> No
         child = case.child()
         time.sleep(rng.uniform(0, usual))
         os.kill(child, signal.SIGKILL)
-        killed += ended(child) == -signal.SIGKILL
-        with Ledger.open(site) as ledger:
-            outcomes[case.check(ledger)] += 1
         number += 1
+        if ended(child) == -signal.SIGKILL:
+            killed += 1
+            with Ledger.open(site) as ledger:
+                outcomes[case.check(ledger)] += 1
         if number % A_SITE == 0:
             sound(site)
         assert number < 5 * RANDOM_KILLS, f"only {killed} of {number} children were killed before their end"
