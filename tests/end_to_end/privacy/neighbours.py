@@ -312,34 +312,25 @@ def quiet(hazards: Mapping[str, Hazard]) -> Iterator[Watch]:
 def _spoil(patch: pytest.MonkeyPatch, hazards: Mapping[str, Hazard]) -> None:
     """Features of some patients as broken or as extreme as an encoder may make them."""
     factors = {"nan": np.nan, "huge": 1e30, "large": 1e3, "raises": 1.0}
-    plain = {name: getattr(FeatureSet, name) for name in ("new_output", "old_input", "old_tokens", "old_input_tokens")}
+    plain_pooled, plain_rows = FeatureSet._pooled, FeatureSet._rows
 
-    def spoilt(own: NDArray[Any], owners: NDArray[np.str_], raises: bool) -> NDArray[Any]:
+    def spoilt(own: NDArray[Any], owners: NDArray[np.str_]) -> NDArray[Any]:
         out = np.array(own)
         for patient, hazard in hazards.items():
-            rows = owners == patient
-            if hazard == "raises" and raises and rows.any():
-                raise ValueError(f"the tokens of {patient} can't be had")
-            out[rows] *= np.float32(factors[hazard])
+            out[owners == patient] *= np.float32(factors[hazard])
         return out
 
-    def pooled(name: str) -> Any:
-        return lambda self, position: spoilt(plain[name](self, position), self.table.patients, False)
+    def pooled(self: FeatureSet, *rest: Any) -> NDArray[Any]:
+        return spoilt(plain_pooled(self, *rest), self.table.patients)
 
-    patch.setattr(FeatureSet, "new_output", pooled("new_output"))
-    patch.setattr(FeatureSet, "old_input", pooled("old_input"))
-    patch.setattr(
-        FeatureSet,
-        "old_tokens",
-        lambda self, rows: spoilt(plain["old_tokens"](self, rows), self.table.patients[rows], True),
-    )
-    patch.setattr(
-        FeatureSet,
-        "old_input_tokens",
-        lambda self, position, rows: spoilt(
-            plain["old_input_tokens"](self, position, rows), self.table.patients[rows], True
-        ),
-    )
+    def rows_of(self: FeatureSet, array_of: Any, rows: Any, shape: Any) -> NDArray[Any]:
+        owners = self.table.patients[rows]
+        if any(hazard == "raises" and patient in owners for patient, hazard in hazards.items()):
+            raise ValueError("the tokens of a patient can't be had")
+        return spoilt(plain_rows(self, array_of, rows, shape), owners)
+
+    patch.setattr(FeatureSet, "_pooled", pooled)
+    patch.setattr(FeatureSet, "_rows", rows_of)
 
 
 def _audited(site: Path) -> list[tuple[str, str, str, tuple[int, ...], int]]:
@@ -388,9 +379,9 @@ def check_form(one: Transcript, other: Transcript) -> None:
         assert (a.site, a.asked) == (b.site, b.asked), "another order of messages"
         assert (a.code, a.reason) == (b.code, b.reason), f"{a.label}: codes {a.code} and {b.code}"
         assert a.form == b.form, f"{a.label}: another name, type, shape or size: {a.form} and {b.form}"
-        assert a.size == b.size, f"{a.label}: {a.size} and {b.size} bytes"
         plain = {name: value for name, value in a.values.items() if name not in a.arrays}
         assert plain == {name: b.values[name] for name in plain}, f"{a.label}: another number, flag or text"
+        assert a.size == b.size, f"{a.label}: {a.size} and {b.size} bytes"
         assert a.noise == b.noise, f"{a.label}: other draws of noise"
         assert len(a.steps) == len(b.steps), f"{a.label}: another number of steps"
     assert one.audited == other.audited, "the audit logs list other items"

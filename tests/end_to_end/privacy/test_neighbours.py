@@ -9,20 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridge.job import job_text
 from bridge.selection import fold_of
-from client.app import app as client_app
 from client.statistics import SELECTION_KEY
 from tests.end_to_end.privacy.neighbours import (
     FACTORED,
-    Asked,
     Cohorts,
     Hazard,
     Mechanism,
     Pool,
-    broadcast,
     build_world,
-    check_form,
     check_neighbours,
     compare,
     movement,
