@@ -5,8 +5,10 @@ coefficients of its old tokens at position `l`, less the public constant, in the
 prototypes (least squares). The bridge that predicts them best is `W = (G + ridge I)^-1 X` with `G = E[x x']` and
 `X = E[x c']`, means over patients of each patient's mean over windows; cut to rank r it is `A B`.
 
-So a patient says all in one vector: a weight, X, and (where asked for) G. Vectors of patients are added up, at a site
-and over sites, and the sum gives exactly what one machine with all patients would get.
+So a patient says all in one vector: a weight, X, and G or what is asked of it. Vectors of patients are added up, at a
+site and over sites, and with the whole of G the sum gives exactly what one machine with all patients would get. The
+fewer numbers, the less noise: without G that of the public whitening stands for it, the identity, and with the inputs'
+means and squares alone (`diagonal`) the identity moved and scaled to them.
 
 Unit: the patient. Entries are scaled by public numbers (`Layout`), such that the norm of a usual patient's vector is
 about one, and under a private mechanism each patient's whole vector is clipped to an L2 norm of R. Adding or removing
@@ -23,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge.cosines import cosine_basis
+from bridge.job_privacy import GramName
+from bridge.messages import closed_form_length
 from bridge.prototype import Arrays
 from bridge.shape import BridgeShape
 
@@ -33,18 +37,17 @@ _WEIGHT = 0.25
 little precision."""
 
 
+_LEAST_VARIANCE = 0.05
+"""Of a whitened input, whose variance among public patients is about one: what noise makes smaller is not believed."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where what stands in the statistics, and by which public numbers it is scaled (`messages.closed_form_length`)."""
 
     rows: int
     columns: int
-    gram: bool
-
-    @property
-    def length(self) -> int:
-        """Numbers in the vector."""
-        return 1 + self.rows * self.columns + (self.rows * (self.rows + 1) // 2 if self.gram else 0)
+    gram: GramName
 
     @property
     def cross_scale(self) -> float:
@@ -56,24 +59,38 @@ class Layout:
         """Of G: the norm of `x x'` is about its inverse."""
         return 1.0 / self.rows
 
-    def pack(self, weight: float, cross: Floats, gram: Floats | None) -> Floats:
-        """The vector of a weight, X `(rows, columns)` and, where it is part of the layout, G `(rows, rows)`."""
-        parts = [np.array([weight * _WEIGHT]), cross.ravel() * self.cross_scale]
-        if self.gram:
-            assert gram is not None
-            parts.append(gram[np.triu_indices(self.rows)] * self.gram_scale)
+    @property
+    def mean_scale(self) -> float:
+        """Of the means in a `diagonal` layout: an input's mean over a patient is mostly below one."""
+        return float(0.5 / np.sqrt(self.rows))
+
+    def pack(self, x: Floats, c: Floats) -> Floats:
+        """One patient's vector, from its windows' inputs `(windows, rows)` and coefficients `(windows, columns)`."""
+        windows = len(x)
+        parts = [np.array([_WEIGHT]), (x.T @ c).ravel() / windows * self.cross_scale]
+        if self.gram == "diagonal":
+            varying = x[:, :-1]
+            parts += [varying.mean(axis=0) * self.mean_scale, np.square(varying).mean(axis=0) * self.gram_scale]
+        elif self.gram == "released":
+            parts.append((x.T @ x)[np.triu_indices(self.rows)] / windows * self.gram_scale)
         return np.concatenate(parts)
 
-    def unpack(self, vector: Floats) -> tuple[float, Floats, Floats | None]:
-        """Weight, X and G of a vector or of a sum of some. A sum's G is symmetric since half of it is written."""
-        cells = self.rows * self.columns
-        cross = vector[1 : 1 + cells].reshape(self.rows, self.columns) / self.cross_scale
-        gram: Floats | None = None
-        if self.gram:
-            upper = np.zeros((self.rows, self.rows))
-            upper[np.triu_indices(self.rows)] = vector[1 + cells :] / self.gram_scale
-            gram = upper + np.triu(upper, 1).T
-        return float(vector[0]) / _WEIGHT, cross, gram
+    def unpack(self, total: Floats, deviation: float = 0.0) -> tuple[float, Floats, Floats]:
+        """Weight, and means over patients of X `(rows, columns)` and G `(rows, rows)`, from a sum of vectors whose
+        every number holds noise of standard deviation `deviation`. The weight must be positive."""
+        weight, cells = float(total[0]) / _WEIGHT, self.rows * self.columns
+        cross = total[1 : 1 + cells].reshape(self.rows, self.columns) / self.cross_scale / weight
+        rest, noise = total[1 + cells :] / weight, deviation / weight
+        if self.gram == "diagonal":
+            means, squares = np.split(rest, 2)
+            means = shrunk(means / self.mean_scale, 0.0, noise / self.mean_scale)
+            squares = shrunk(squares / self.gram_scale, 1.0, noise / self.gram_scale)
+            return weight, cross, _from_diagonal(means, squares)
+        gram = np.eye(self.rows)
+        if self.gram == "released":
+            gram[np.triu_indices(self.rows)] = rest / self.gram_scale
+            gram = np.triu(gram) + np.triu(gram, 1).T
+        return weight, cross, gram
 
 
 @dataclass(frozen=True)
@@ -89,7 +106,7 @@ class Regression:
     constant: Floats | None
 
     @classmethod
-    def of(cls, shape: BridgeShape, arrays: Mapping[str, NDArray[Any]], gram: bool) -> Regression:
+    def of(cls, shape: BridgeShape, arrays: Mapping[str, NDArray[Any]], gram: GramName) -> Regression:
         """From the broadcast; raises `ValueError` where the shape is not of a bridge with a closed form."""
         if not (shape.cosines and shape.components and shape.frozen_prototypes):
             raise ValueError("the closed form needs cosines, whitening and frozen prototypes")
@@ -102,6 +119,11 @@ class Regression:
             cosines=cosine_basis(shape.cosines, shape.tokens_old),
             constant=np.asarray(arrays["constant"], np.float64) if shape.constant else None,
         )
+
+    @property
+    def length(self) -> int:
+        """Numbers in the statistics."""
+        return closed_form_length(self.shape, self.layout.gram)
 
     def inputs(self, h: NDArray[Any]) -> Floats:
         """Of pooled features `(windows, d_new)`: what A reads, `(windows, rows)`."""
@@ -120,13 +142,12 @@ class Regression:
 
         With a `clip` R its norm is at most R; a vector that is not finite is zeros, as if the patient were not there.
         """
-        x, c = self.inputs(h), self.coefficients(tokens)
-        vector = self.layout.pack(1.0, x.T @ c / len(x), x.T @ x / len(x) if self.layout.gram else None)
+        vector = self.layout.pack(self.inputs(h), self.coefficients(tokens))
         if clip is None:
             return vector
         norm = float(np.linalg.norm(vector))
         if not np.isfinite(norm):
-            return np.zeros(self.layout.length)
+            return np.zeros(len(vector))
         return vector * min(1.0, clip / norm) if norm > 0 else vector
 
 
@@ -136,23 +157,36 @@ def solve(
     """A `(rows, rank)` and B `(rank, columns)` from the summed statistics, whose every number holds Gaussian noise of
     standard deviation `deviation`.
 
-    A Gram matrix that is no part of the statistics is that of the public whitening, the identity. With `drop`, singular
-    values of X that noise alone would reach (`noise_edge`) are dropped; all this is computed from what was released,
-    and costs nothing more. Noise that leaves no weight gives a bridge of zeros.
+    With `drop`, singular values of X that noise alone would reach (`noise_edge`) are dropped. All this is computed from
+    what was released, and costs nothing more. Noise that leaves no weight gives a bridge of zeros.
     """
-    weight, cross, gram = layout.unpack(statistics)
-    if weight <= 0:
+    if statistics[0] <= 0:
         return np.zeros((layout.rows, rank)), np.zeros((rank, layout.columns))
+    weight, cross, gram = layout.unpack(statistics, deviation)
     noise = deviation / layout.cross_scale / weight
-    moments = _denoised(cross / weight, noise) if drop and noise > 0 else cross / weight
-    if gram is None:
-        matrix = np.eye(layout.rows)
-    else:
-        # Noise may take a symmetric matrix out of the positive ones; back to the nearest.
-        values, vectors = np.linalg.eigh(gram / weight)
-        matrix = (vectors * np.maximum(values, 0.0)) @ vectors.T
+    moments = _denoised(cross, noise) if drop and noise > 0 else cross
+    # Noise may take a symmetric matrix out of the positive ones; back to the nearest.
+    values, vectors = np.linalg.eigh(gram)
+    matrix = (vectors * np.maximum(values, 0.0)) @ vectors.T
     full = np.linalg.solve(matrix + ridge * np.eye(layout.rows), moments)
     return factors(np.asarray(full, np.float64), rank)
+
+
+def shrunk(values: Floats, towards: float, deviation: float) -> Floats:
+    """Noisy numbers drawn towards what was known before, the more the less they stand out of noise of standard
+    deviation `deviation` (James and Stein 1961, the positive part)."""
+    apart = values - towards
+    square = float(np.sum(np.square(apart)))
+    if square == 0.0:
+        return values
+    return np.asarray(towards + apart * max(0.0, 1.0 - len(values) * deviation**2 / square), np.float64)
+
+
+def _from_diagonal(means: Floats, squares: Floats) -> Floats:
+    """The Gram matrix of inputs with these means and mean squares, uncorrelated as after whitening, and of the one."""
+    variances = np.maximum(squares - np.square(means), _LEAST_VARIANCE)
+    extended = np.append(means, 1.0)
+    return np.asarray(np.outer(extended, extended) + np.diag(np.append(variances, 0.0)), np.float64)
 
 
 def factors(matrix: Floats, rank: int) -> tuple[Floats, Floats]:

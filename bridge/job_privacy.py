@@ -15,6 +15,9 @@ from bridge.config import Settings
 
 MechanismName = Literal["none", "local", "central"]
 
+GramName = Literal["public", "diagonal", "released"]
+"""What the closed form's statistics say of the features' Gram matrix: nothing, means and squares, or all of it."""
+
 
 class _Noised(Settings):
     noise_multiplier: float | None = Field(default=None, gt=0)
@@ -54,8 +57,9 @@ class PrivateClosedForm(_Noised):
 
     clip: float = Field(default=1.0, gt=0)
     """R: bound on the L2 norm of one patient's statistics."""
-    gram: Literal["public", "released"] = "public"
-    """The features' Gram matrix: that of the whitened public features (the identity), or a part of the release."""
+    gram: GramName = "public"
+    """The features' Gram matrix: that of the whitened public features (the identity), with means and variances of the
+    release (`diagonal`), or wholly of the release."""
     drop_below_noise: bool = True
     """Whether singular values of the map that noise alone would reach are dropped."""
 
@@ -87,6 +91,11 @@ class PrivacyJob(Settings):
     def private(self) -> bool:
         """Whether a formal guarantee is asked for."""
         return self.mechanism != "none"
+
+    @property
+    def gram(self) -> GramName:
+        """What the closed form's statistics hold of the Gram matrix: all of it where no mechanism is asked for."""
+        return self.closed_form.gram if self.private else "released"
 
     @model_validator(mode="after")
     def _delta_is_small(self) -> PrivacyJob:

@@ -22,6 +22,7 @@ import numpy as np
 from bridge.encoders.cards import EncoderCard, HeadCard
 from bridge.errors import ItemError
 from bridge.job import Job
+from bridge.job_privacy import GramName
 from bridge.shape import BridgeShape
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
@@ -97,8 +98,8 @@ class Dimensions:
     positions_old: int
     classes: int
     probe_moments: int = 0
-    gram_released: bool = True
-    """Whether the closed form's statistics hold the Gram matrix."""
+    gram: GramName = "released"
+    """What the closed form's statistics hold of the Gram matrix."""
     bridge: BridgeShape | None = None
     """The bridge's sizes, once the positions are known."""
 
@@ -113,7 +114,7 @@ class Dimensions:
             positions_old=old.positions,
             classes=classes,
             probe_moments=sum(folds * moments_length(width, classes) for _, width in new.layouts_out),
-            gram_released=not job.privacy.private or job.privacy.closed_form.gram == "released",
+            gram=job.privacy.gram,
             bridge=None if positions is None else BridgeShape.of(job.bridge, old, new, positions),
         )
 
@@ -124,14 +125,17 @@ class Dimensions:
         if hasattr(self, term):
             return int(getattr(self, term))
         if term == "statistics":
-            return 0 if self.bridge is None else closed_form_length(self.bridge, self.gram_released)
+            return 0 if self.bridge is None else closed_form_length(self.bridge, self.gram)
         return 0 if self.bridge is None else int(getattr(self.bridge, term))
 
 
-def closed_form_length(shape: BridgeShape, gram: bool) -> int:
+def closed_form_length(shape: BridgeShape, gram: GramName) -> int:
     """Numbers in the closed form's statistics: a weight, the cross moments of A's inputs with the coefficients of the
-    old tokens, and with `gram` the upper triangle of the inputs' Gram matrix; in this order."""
-    return 1 + shape.rows * shape.columns + (shape.rows * (shape.rows + 1) // 2 if gram else 0)
+    old tokens, and of the inputs' Gram matrix nothing (`public`), the means and squares of all inputs but the one
+    (`diagonal`), or the upper triangle (`released`); in this order."""
+    rows = shape.rows
+    of_gram = {"public": 0, "diagonal": 2 * (rows - 1), "released": rows * (rows + 1) // 2}
+    return 1 + rows * shape.columns + of_gram[gram]
 
 
 def moments_length(width: int, classes: int) -> int:

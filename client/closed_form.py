@@ -31,18 +31,18 @@ def closed_form_item(
     deadline: Deadline,
     noise: NoiseSource | None = None,
 ) -> tuple[str, Floats]:
-    """Name and value of the answer to `query.closed_form`: the sum over patients of their statistics, float64.
+    """Name and value of the answer to `query.closed_form`: the sum over patients of their statistics, float64, which is
+    `closed_form_moments` without a mechanism and `statistics` with one.
 
     At most `selection.windows_per_patient` windows of each patient count. `features` is None where no patient can be
     used: zeros. Under a private mechanism each patient's vector has an L2 norm of at most R =
     `privacy.closed_form.clip`, so one patient added or removed moves the sum by at most R; one whose data raise or give
     no finite number counts as zeros. With `noise` Gaussian noise of deviation `noise_multiplier` R is added.
     """
-    asked, private = job.privacy.closed_form, job.privacy.private
-    gram = not private or asked.gram == "released"
-    total = np.zeros(closed_form_length(bridge.shape, gram))
+    asked = job.privacy.closed_form
+    total = np.zeros(closed_form_length(bridge.shape, job.privacy.gram))
     if features is not None:
-        total += _sum(features, job, request, bridge, gram, deadline)
+        total += _sum(features, job, request, bridge, deadline)
     if noise is not None:
         if asked.noise_multiplier is None:
             raise ValueError("a job that travels holds the noise multiplier of the closed form")
@@ -50,16 +50,14 @@ def closed_form_item(
     return ("statistics" if job.privacy.private else "closed_form_moments"), total
 
 
-def _sum(
-    features: FeatureSet, job: Job, request: Request, bridge: PrototypeBridge, gram: bool, deadline: Deadline
-) -> Floats:
+def _sum(features: FeatureSet, job: Job, request: Request, bridge: PrototypeBridge, deadline: Deadline) -> Floats:
     from bridge.closed_form import Regression
 
     m, l = request.positions  # noqa: E741
-    regression = Regression.of(bridge.shape, bridge.arrays(), gram)
+    regression = Regression.of(bridge.shape, bridge.arrays(), job.privacy.gram)
     rows = selection_rows(features, job)
     patients, inputs = features.table.patients, features.new_output(m)
-    total = np.zeros(regression.layout.length)
+    total = np.zeros(regression.length)
     for patient in np.unique(patients[rows]):
         deadline.check()
         own = rows[patients[rows] == patient]
@@ -85,4 +83,4 @@ def _clipped(
     except (CacheError, ModelsError):  # not of the patient's data
         raise
     except Exception:
-        return np.zeros(regression.layout.length)
+        return np.zeros(regression.length)

@@ -48,7 +48,7 @@ def solved_bridge(
     released = noised_sum(per_site, job, (asked.noise_multiplier or 0.0) * asked.clip, noise)
     a, b = solve(
         released.values,
-        Layout(shape.rows, shape.columns, dimensions.gram_released),
+        Layout(shape.rows, shape.columns, dimensions.gram),
         rank=shape.rank,
         ridge=job.train.ridge,
         deviation=released.deviation if job.privacy.private else 0.0,

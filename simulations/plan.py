@@ -259,8 +259,8 @@ def _shapes(config: SimulationConfig, job: Job) -> list[BridgeShape]:
 def _bridge(config: SimulationConfig, job: Job) -> BridgePlan:
     shapes = _shapes(config, job)
     counts = [shape.parameters for shape in shapes]
-    released = not job.privacy.private or job.privacy.closed_form.gram == "released"
-    statistics = max(closed_form_length(shape, released) for shape in shapes) if job.train.solves else None
+    gram = job.privacy.gram
+    statistics = max(closed_form_length(shape, gram) for shape in shapes) if job.train.solves else None
     return BridgePlan(kind=job.bridge.kind, parameters=max(counts), parameters_least=min(counts), statistics=statistics)
 
 

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from scipy.fft import dct
 from sklearn.linear_model import Ridge
 
-from bridge.closed_form import Layout, Regression, factors, noise_edge, solve, solved_arrays
+from bridge.closed_form import Layout, Regression, factors, noise_edge, shrunk, solve, solved_arrays
+from bridge.job_privacy import GramName
 from bridge.messages import closed_form_length
 from bridge.prototype import PrototypeBridge
 from bridge.shape import BridgeShape
 
 SHAPE = BridgeShape(9, 3, 10, 4, 7, cosines=3, components=5, constant=True, frozen_prototypes=True)
-LAYOUT = Layout(SHAPE.rows, SHAPE.columns, gram=True)
+LAYOUT = Layout(SHAPE.rows, SHAPE.columns, "released")
 FULL = min(SHAPE.rows, SHAPE.columns)
 Patient = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -53,7 +54,7 @@ def truth(h: NDArray[np.float32]) -> NDArray[np.float32]:
         return bridge(torch.from_numpy(h)).numpy()
 
 
-def sums(members: list[Patient], *, gram: bool = True, clip: float | None = None) -> NDArray[np.float64]:
+def sums(members: list[Patient], *, gram: GramName = "released", clip: float | None = None) -> NDArray[np.float64]:
     regression = Regression.of(SHAPE, ARRAYS, gram)
     return np.sum([regression.patient(*member, clip) for member in members], axis=0)
 
@@ -110,31 +111,69 @@ def test_a_bridge_is_found_again_from_what_it_makes() -> None:
 
 def test_a_public_gram_is_the_identity() -> None:
     members = patients(20)
-    layout = dataclasses.replace(LAYOUT, gram=False)
-    a, b = solve(sums(members, gram=False), layout, rank=FULL, ridge=0.25)
+    layout = dataclasses.replace(LAYOUT, gram="public")
+    a, b = solve(sums(members, gram="public"), layout, rank=FULL, ridge=0.25)
     _, cross, _ = LAYOUT.unpack(sums(members))
-    np.testing.assert_allclose(a @ b, cross / 20 / 1.25, atol=1e-9)
+    np.testing.assert_allclose(a @ b, cross / 1.25, atol=1e-9)
 
 
-@pytest.mark.parametrize("gram", [True, False])
-def test_the_vector_has_its_declared_length_and_comes_apart_again(gram: bool) -> None:
+def test_means_and_squares_move_and_scale_the_identity() -> None:
+    members = patients(20)
+    layout = dataclasses.replace(LAYOUT, gram="diagonal")
+    a, b = solve(sums(members, gram="diagonal"), layout, rank=FULL, ridge=0.25)
+    _, cross, gram = LAYOUT.unpack(sums(members))
+    means, squares = gram[:5, 5], np.diag(gram)[:5]
+    expected = np.outer(np.append(means, 1), np.append(means, 1))
+    expected[np.arange(5), np.arange(5)] = squares
+    np.testing.assert_allclose(a @ b, np.linalg.solve(expected + 0.25 * np.eye(6), cross), rtol=1e-9, atol=1e-9)
+
+
+def test_a_mean_square_below_the_square_of_the_mean_is_not_believed() -> None:
+    layout = dataclasses.replace(LAYOUT, gram="diagonal")
+    # One window of twos: no variance at all.
+    gram = layout.unpack(layout.pack(np.append(np.full(5, 2.0), 1.0)[None], np.ones((1, 12))))[2]
+    np.testing.assert_allclose(np.diag(gram), [4.05] * 5 + [1.0])
+    np.testing.assert_allclose(gram[:5, 5], 2.0)
+    np.testing.assert_allclose(gram[0, 1], 4.0)
+
+
+def test_means_and_squares_are_believed_as_far_as_they_stand_out_of_noise() -> None:
+    rng = np.random.default_rng(11)
+    layout = dataclasses.replace(LAYOUT, gram="diagonal")
+    total = 20.0 * layout.pack(np.append(np.full(5, 2.0), 1.0)[None], np.ones((1, 12)))
+    np.testing.assert_array_equal(layout.unpack(total, deviation=1e3)[2], np.eye(6))
+    np.testing.assert_allclose(layout.unpack(total, deviation=1e-6)[2], layout.unpack(total)[2], atol=1e-6)
+    values = rng.normal(size=(400, 50)) * 3.0
+    pulled = np.array([shrunk(row, 0.0, 3.0) for row in values])
+    assert np.square(pulled).mean() < 0.1 * np.square(values).mean()
+    strong = np.array([shrunk(row + 40.0, 0.0, 3.0) for row in values])
+    assert np.square(strong - 40.0).mean() < 1.02 * np.square(values).mean()
+
+
+@pytest.mark.parametrize("gram", ["public", "diagonal", "released"])
+def test_the_vector_has_its_declared_length_and_comes_apart_again(gram: GramName) -> None:
     rng = np.random.default_rng(3)
     layout = Layout(SHAPE.rows, SHAPE.columns, gram)
-    cross, matrix = rng.normal(size=(6, 12)), rng.normal(size=(6, 6))
-    vector = layout.pack(17.0, cross, matrix + matrix.T)
-    assert len(vector) == layout.length == closed_form_length(SHAPE, gram) == 1 + 72 + (21 if gram else 0)
-    weight, again, found = layout.unpack(vector)
+    x, c = np.c_[rng.normal(size=(9, 5)), np.ones(9)], rng.normal(size=(9, 12))
+    vector = layout.pack(x, c)
+    extra = {"public": 0, "diagonal": 10, "released": 21}[gram]
+    assert len(vector) == Regression.of(SHAPE, ARRAYS, gram).length == closed_form_length(SHAPE, gram) == 73 + extra
+    weight, cross, found = layout.unpack(17 * vector)
     assert weight == 17.0
-    np.testing.assert_allclose(again, cross)
-    if gram:
-        np.testing.assert_allclose(found, matrix + matrix.T)
+    np.testing.assert_allclose(cross, x.T @ c / 9)
+    whole = x.T @ x / 9
+    if gram == "released":
+        np.testing.assert_allclose(found, whole)
+    elif gram == "diagonal":
+        np.testing.assert_allclose(np.diag(found), np.diag(whole))
+        np.testing.assert_allclose(found[5], whole[5])
     else:
-        assert found is None
+        np.testing.assert_array_equal(found, np.eye(6))
 
 
-@pytest.mark.parametrize("gram", [True, False])
+@pytest.mark.parametrize("gram", ["public", "diagonal", "released"])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
-def test_one_patient_moves_the_sum_by_no_more_than_the_clip(gram: bool, scale: float) -> None:
+def test_one_patient_moves_the_sum_by_no_more_than_the_clip(gram: GramName, scale: float) -> None:
     regression = Regression.of(SHAPE, ARRAYS, gram)
     for h, tokens in patients(30, seed=4):
         free = regression.patient(h * scale, tokens * scale)
@@ -150,7 +189,7 @@ def test_a_patient_that_is_not_finite_counts_as_zeros(bad: float, where: int) ->
     member = patients(1)[0]
     member[where].ravel()[3] = bad
     with np.errstate(invalid="ignore"):
-        assert not Regression.of(SHAPE, ARRAYS, True).patient(*member, clip=1.0).any()
+        assert not Regression.of(SHAPE, ARRAYS, "released").patient(*member, clip=1.0).any()
 
 
 def test_the_edge_is_where_the_singular_values_of_noise_end() -> None:
@@ -161,14 +200,14 @@ def test_the_edge_is_where_the_singular_values_of_noise_end() -> None:
 
 
 def test_noise_is_dropped_and_what_stands_out_of_it_is_kept() -> None:
-    layout, rng = Layout(20, 40, gram=False), np.random.default_rng(6)
+    layout, rng = Layout(20, 40, "public"), np.random.default_rng(6)
     u, v = np.linalg.qr(rng.normal(size=(20, 2)))[0], np.linalg.qr(rng.normal(size=(40, 2)))[0]
     deviation = 0.05
     edge = noise_edge(deviation / layout.cross_scale, 20, 40)
     signal = (u * np.array([4 * edge, 0.2 * edge])) @ v.T
-    noise = rng.normal(size=layout.length) * deviation
+    noise = rng.normal(size=1 + 20 * 40) * deviation
     noise[0] = 0.0
-    statistics = layout.pack(1.0, signal, None) + noise
+    statistics = np.append(0.25, signal.ravel() * layout.cross_scale) + noise
     a, b = solve(statistics, layout, rank=20, ridge=1e-9, deviation=deviation, drop=True)
     assert np.linalg.matrix_rank(a @ b, tol=1e-6) == 1
     assert abs(u[:, 0] @ (a @ b) @ v[:, 0]) == pytest.approx(4 * edge, rel=0.15)
@@ -177,11 +216,11 @@ def test_noise_is_dropped_and_what_stands_out_of_it_is_kept() -> None:
     assert np.linalg.norm(a @ b - signal) < 0.6 * np.linalg.norm(kept[0] @ kept[1] - signal)
 
 
-@pytest.mark.parametrize("gram", [True, False])
-def test_noise_alone_gives_a_finite_bridge(gram: bool) -> None:
+@pytest.mark.parametrize("gram", ["public", "diagonal", "released"])
+def test_noise_alone_gives_a_finite_bridge(gram: GramName) -> None:
     layout = dataclasses.replace(LAYOUT, gram=gram)
     for seed in range(20):
-        noise = np.random.default_rng(seed).normal(size=layout.length) * 30
+        noise = np.random.default_rng(seed).normal(size=closed_form_length(SHAPE, gram)) * 30
         a, b = solve(noise, layout, rank=3, ridge=0.1, deviation=30.0, drop=seed % 2 == 0)
         assert np.isfinite(a).all()
         assert np.isfinite(b).all()
@@ -203,4 +242,4 @@ def test_more_rank_than_there_is_leaves_zeros() -> None:
 def test_other_bridges_have_no_closed_form(changes: dict[str, int]) -> None:
     shape = dataclasses.replace(SHAPE, **changes)
     with pytest.raises(ValueError, match="the closed form needs"):
-        Regression.of(shape, public_arrays(0, shape), True)
+        Regression.of(shape, public_arrays(0, shape), "released")

@@ -50,5 +50,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     )
     generator = np.random.default_rng(1)
     vectors = {f"in.{i}": generator.normal(size=(40, wire.WIDTH_OLD)) for i in range(wire.POSITIONS_OLD)}
+    for i in range(wire.POSITIONS_OLD):
+        vectors[f"tokens.{i}"] = generator.normal(size=(12, wire.TOKENS_OLD, wire.WIDTH_OLD)) * 3 + 1
+    for i in range(wire.POSITIONS_NEW):
+        mixed = generator.normal(size=(wire.WIDTH_NEW, wire.WIDTH_NEW))
+        vectors |= {f"mean.{i}": generator.normal(size=wire.WIDTH_NEW), f"covariance.{i}": mixed @ mixed.T}
     save_file({k: v.astype(np.float32) for k, v in vectors.items()}, folder / "public_vectors.safetensors")
     return Models(folder, digests | {"task_head": head.digest})

@@ -64,6 +64,7 @@ class Site:
     probe: list[float] = field(default_factory=lambda: [0.4, 0.6, 0.5])
     similarity: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.7, 0.3])
     moments: tuple[np.ndarray, Callable[[int], np.ndarray]] | None = None
+    closed_form: Callable[[Arrays], Arrays] | None = None
     weight: float = 1.0
     loss: bool = True
     confusions: bool = True
@@ -99,6 +100,9 @@ class Site:
             reply = arrays_of({f"update.{name}": array for name, array in update.items()})
             reply["metrics"] = MetricRecord(metrics)
             return reply
+        if kind == "query.closed_form":
+            assert self.closed_form is not None
+            return arrays_of(self.closed_form(broadcast))
         assert kind == "evaluate"
         return arrays_of(site_confusions(self.name, broadcast, config["split"])) if self.confusions else RecordDict()
 
