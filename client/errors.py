@@ -113,14 +113,14 @@ class LedgerError(SiteError):
 
 
 class BudgetError(SiteError):
-    """A plan, or a message beyond its plan, would cost a patient more than the site's policy gives."""
+    """A plan would cost a patient more than the site's policy gives, or a message has no plan that pays for it."""
 
     exit_code = ExitCode.REFUSED
     reason = ReasonCode.BUDGET_SPENT
 
 
 class ReplayError(SiteError):
-    """A message was asked before: in another form, or its first answer never came to be."""
+    """A message was asked before: in another form, its first answer never came to be, or its plan is used up."""
 
     exit_code = ExitCode.REFUSED
     reason = ReasonCode.ASKED_AGAIN

@@ -101,8 +101,9 @@ class Ledger:
 
         `releases` is what the message costs, `cohort` whose patients it looks at; `encrypt` a reply that is not noised
         yet. An exception of `compute` is passed on, and the message stays charged. Raises `BudgetError` where the run
-        has not reserved so much, `ReplayError` where the message was asked in another form, or was begun and has no
-        reply; while another process computes it, its end is awaited for `wait_seconds`.
+        has reserved nothing for the cohort, `ReplayError` where its plan is used up, or the message was asked before in
+        another form, or was begun and has no reply. While another process computes it, its end is awaited for
+        `wait_seconds`.
         """
         with self._alone(run, key, wait_seconds):
             begun = self.store.last("kind = 'begun' AND run = ? AND name = ?", (run, key.text))
@@ -357,7 +358,7 @@ def _composed(plans: Mapping[int, Cost], memberships: frozenset[tuple[int, str]]
 def _check_drawn(drawn: Counter[str], reserved: Counter[str]) -> None:
     for kind, count in drawn.items():
         if count > reserved[kind]:
-            raise BudgetError(
+            raise ReplayError(
                 f"the message would make {count} noise additions of the kind {kind}",
                 why=f"the run's plan has reserved {reserved[kind]}",
                 fix="the coordinator must keep to the job's plan, or start a new run",

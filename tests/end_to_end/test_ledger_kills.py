@@ -331,7 +331,7 @@ def test_a_hundred_messages_at_once_never_overspend(folder: Path) -> None:
             key = MessageKey("train", number)
             try:
                 reply = ledger.answer("run", key, "q", (STEP,), "pair", lambda: b"%d" % number, encrypt=True)
-            except BudgetError:
+            except ReplayError:
                 return 5
             return 0 if reply == b"%d" % number else 1
 
