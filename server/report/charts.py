@@ -125,6 +125,9 @@ def _scores_panel(axes: Any, scores: PositionScores, chosen: int) -> None:
     positions = list(range(len(scores.aggregate)))
     for number, values in enumerate((scores.per_site or {}).values()):
         axes.plot(positions, values, color=GREY, lw=0.9, alpha=0.6, label="each site" if number == 0 else None)
+    if scores.noise_deviation:
+        reach = 1.96 * scores.noise_deviation
+        axes.errorbar(positions, scores.aggregate, reach, fmt="none", ecolor=GREY, lw=1.2, alpha=0.8)
     axes.axvspan(chosen - 0.35, chosen + 0.35, color=BLUE, alpha=0.09, lw=0)
     axes.plot(positions, scores.aggregate, "o-", color=BLUE, lw=2, ms=5, mec=PAPER, label="all sites together")
     if chosen < len(positions):
@@ -185,7 +188,9 @@ _CONFUSION = {
 
 def confusion_chart(evaluation: Evaluation) -> Markup | None:
     """Counts and shares of each row as shaded squares, one panel a predictor; None where nothing is permitted."""
-    matrices = {str(name): matrix for name, matrix in evaluation.confusion.items() if matrix}
+    matrices: dict[str, Sequence[Sequence[float]]] = {
+        str(name): matrix for name, matrix in (evaluation.confusion or evaluation.confusion_sums).items() if matrix
+    }
     shown = [name for name in _CONFUSION if name in matrices]
     if not shown:
         return None
@@ -209,10 +214,12 @@ def confusion_chart(evaluation: Evaluation) -> Markup | None:
         return as_svg(fig, "Confusion matrices: " + ", ".join(_CONFUSION[name][0] for name in shown))
 
 
-def _confusion_panel(axes: Any, matrix: Sequence[Sequence[int]]) -> None:
+def _confusion_panel(axes: Any, matrix: Sequence[Sequence[float]]) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
-    shares = [[value / max(1, sum(row)) for value in row] for row in matrix]
+    # Noised sums may be below zero; nothing is a share of less than nothing.
+    rows = [[max(0, value) for value in row] for row in matrix]
+    shares = [[value / (sum(row) or 1) for value in row] for row in rows]
     colours = LinearSegmentedColormap.from_list("paper-blue", [PAPER, BLUE])
     places = range(len(matrix))
     axes.pcolormesh(places, places, shares, cmap=colours, vmin=0, vmax=1, edgecolors=FAINT, linewidth=0.5)
@@ -223,7 +230,13 @@ def _confusion_panel(axes: Any, matrix: Sequence[Sequence[int]]) -> None:
     for row, values in enumerate(matrix):
         for column, value in enumerate(values):
             share = shares[row][column]
-            text = f"{share:.0%}" if small else f"{share:.0%}\n{value:,}"
+            text = (
+                f"{share:.0%}"
+                if small
+                else f"{share:.0%}\n{value:,}"
+                if isinstance(value, int)
+                else f"{share:.0%}\n{value:.1f}"
+            )
             colour = PAPER if share > 0.55 else INK
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.5 if small else 8.5)
     axes.tick_params(length=0)
