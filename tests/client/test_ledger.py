@@ -52,11 +52,11 @@ def test_plans_compose_whatever_the_cohort_is_called(site: Site) -> None:
     with Ledger.open(site) as ledger:
         ledger.reserve("first", plan(cohorts={"pair": ["p1", "p2"]}))
         with pytest.raises(BudgetError):
-            ledger.reserve("second", plan(both - 1e-6, (METRICS,), cohorts=renamed))
+            ledger.reserve("second", plan(both - 2e-3, (METRICS,), cohorts=renamed))
         assert view(ledger).worst == pytest.approx(pld_epsilon(PROBE, STEPS), abs=1e-3)
-        ledger.reserve("strangers", plan(both - 1e-6, (METRICS,), cohorts={"test": ["p3"]}))
-        ledger.reserve("second", plan(both + 1e-6, (METRICS,), cohorts=renamed))
-        assert view(ledger).worst == pytest.approx(both, abs=1e-9)
+        ledger.reserve("strangers", plan(both - 2e-3, (METRICS,), cohorts={"test": ["p3"]}))
+        ledger.reserve("second", plan(both + 2e-3, (METRICS,), cohorts=renamed))
+        assert view(ledger).worst == pytest.approx(both, abs=1e-3)
 
 
 def test_plans_compose_at_the_smallest_delta(site: Site) -> None:
@@ -64,8 +64,8 @@ def test_plans_compose_at_the_smallest_delta(site: Site) -> None:
     with Ledger.open(site) as ledger:
         ledger.reserve("first", plan(delta=1e-5))
         with pytest.raises(BudgetError):
-            ledger.reserve("second", plan(small - 1e-6, (METRICS,), cohorts={"test": ["p1"]}))
-        ledger.reserve("second", plan(small + 1e-6, (METRICS,), cohorts={"test": ["p1"]}))
+            ledger.reserve("second", plan(small - 2e-3, (METRICS,), cohorts={"test": ["p1"]}))
+        ledger.reserve("second", plan(small + 2e-3, (METRICS,), cohorts={"test": ["p1"]}))
 
 
 def test_a_patient_of_two_cohorts_of_a_plan_pays_for_both(site: Site) -> None:
@@ -83,7 +83,7 @@ def test_a_patient_of_two_cohorts_of_a_plan_pays_for_both(site: Site) -> None:
 
 
 def test_an_abandoned_plan_stays_spent(site: Site) -> None:
-    cap = rdp_epsilon(PROBE, STEPS, PROBE, STEPS) - 1e-6
+    cap = rdp_epsilon(PROBE, STEPS, PROBE, STEPS) - 2e-3
     with Ledger.open(site) as ledger:
         ledger.reserve("abandoned", plan(cap))
         with pytest.raises(BudgetError) as refused:
@@ -119,7 +119,7 @@ def test_reserving_again_charges_nobody_twice_and_newcomers_once(site: Site) -> 
 
 
 def test_a_newcomer_without_budget_is_refused(site: Site) -> None:
-    cap = rdp_epsilon(PROBE, STEPS, PROBE, STEPS) - 1e-6
+    cap = rdp_epsilon(PROBE, STEPS, PROBE, STEPS) - 2e-3
     with Ledger.open(site) as ledger:
         ledger.reserve("before", plan(cap, cohorts={"pair": ["p3"]}))
         ledger.reserve("run", plan(cap))
