@@ -205,7 +205,7 @@ def generated(pool: Pool, seed: int) -> tuple[dict[str, Any], Cohorts, str, dict
             "selection": {"groups": int(rng.integers(2, 7)), "clip": float(10 ** rng.uniform(-3, 0))},
             "closed_form": {
                 "clip": float(10 ** rng.uniform(-2, 1)),
-                "gram": str(rng.choice(["public", "released"])),
+                "gram": str(rng.choice(["public", "diagonal", "released"])),
             },
         },
     }
