@@ -230,13 +230,8 @@ def _confusion_panel(axes: Any, matrix: Sequence[Sequence[float]]) -> None:
     for row, values in enumerate(matrix):
         for column, value in enumerate(values):
             share = shares[row][column]
-            text = (
-                f"{share:.0%}"
-                if small
-                else f"{share:.0%}\n{value:,}"
-                if isinstance(value, int)
-                else f"{share:.0%}\n{value:.1f}"
-            )
+            number = f"{value:,}" if isinstance(value, int) else f"{value:.1f}"
+            text = f"{share:.0%}" if small else f"{share:.0%}\n{number}"
             colour = PAPER if share > 0.55 else INK
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.5 if small else 8.5)
     axes.tick_params(length=0)

@@ -46,11 +46,13 @@ def record(asked: dict[str, Any] | None = None, public: object = 40) -> RunRecor
         content["seconds"] = None
         content["rounds"] = [row | {"loss": None, "criterion": None, "seconds": None} for row in content["rounds"]]
         for scores in ("probe_scores", "similarity_scores"):
-            content["selection"][scores] = {"aggregate": [-0.3, 0.1, 0.2, 0.9, -0.1], "per_site": None}
+            content["selection"][scores] = {"aggregate": [-0.3, 0.1, 0.2, 0.9, -0.1], "noise_deviation": 0.4}
         content["evaluation"] = {
             "bridge": runs.metrics(0.71, 0.08, 0.8),
             "teacher": runs.metrics(0.78, 0.08),
             "chance": runs.metrics(1 / 3, None),
+            "confusion_sums": {"bridge": [[9.1, 2.2, -0.6], [1.7, 8.4, 1.1], [0.2, 2.9, 7.7]]},
+            "noise_deviation": 0.9,
             "classes": runs.CLASSES,
             "interval": "95 %, of the noise and of the patients",
         }

@@ -89,6 +89,12 @@ def test_what_is_not_released_is_not_shown(tmp_path: Path, statement: Statement,
     assert hidden.selection.probe_scores.per_site is None
 
 
+def test_the_noise_of_scores_and_tables_is_told(page: Page) -> None:
+    assert [label.split(":")[0] for label in page.labels].count("Confusion matrices") == 1
+    assert "a cell's noise has a standard deviation of 0.9" in page.text
+    assert "of draws of the noise" in page.text
+
+
 def test_a_run_without_privacy_is_shown_as_it_is() -> None:
     record = RunRecord.model_validate(runs.completed())
     assert released(record) is record
