@@ -200,7 +200,7 @@ def test_a_large_old_encoder_takes_one_patient_at_a_time() -> None:
 def test_a_norm_that_cancels_is_not_underestimated(encoder: CompactEncoder) -> None:
     """Two windows pull in opposite directions: what is left of a patient's gradient is a millionth of its parts, and
     the pairwise way of computing a norm must still see it."""
-    shape = BridgeShape(width_new=40, rank=1, tokens_old=1, prototypes=40, width_old=40, frozen_prototypes=True)
+    shape = BridgeShape(width_new=40, rank=30, tokens_old=1, prototypes=40, width_old=40, frozen_prototypes=True)
     bridge, batch = made_bridge(shape), made_batch(shape, 1, 2, present=1.0)
     batch.features[0, 1] = batch.features[0, 0]
 
