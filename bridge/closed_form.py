@@ -37,10 +37,6 @@ _WEIGHT = 0.25
 little precision."""
 
 
-_LEAST_VARIANCE = 0.05
-"""Of a whitened input, whose variance among public patients is about one: what noise makes smaller is not believed."""
-
-
 @dataclass(frozen=True)
 class Layout:
     """Where what stands in the statistics, and by which public numbers it is scaled (`messages.closed_form_length`)."""
@@ -80,17 +76,27 @@ class Layout:
         every number holds noise of standard deviation `deviation`. The weight must be positive."""
         weight, cells = float(total[0]) / _WEIGHT, self.rows * self.columns
         cross = total[1 : 1 + cells].reshape(self.rows, self.columns) / self.cross_scale / weight
-        rest, noise = total[1 + cells :] / weight, deviation / weight
+        return weight, cross, self._gram(total[1 + cells :] / weight, deviation / weight)
+
+    def _gram(self, part: Floats, noise: float) -> Floats:
+        """G from the vector's last part; what noise of standard deviation `noise` drowns is as after whitening."""
+        size = self.rows - 1
+        if self.gram == "public":
+            return np.eye(self.rows)
         if self.gram == "diagonal":
-            means, squares = np.split(rest, 2)
+            means, squares = np.split(part, 2)
             means = shrunk(means / self.mean_scale, 0.0, noise / self.mean_scale)
             squares = shrunk(squares / self.gram_scale, 1.0, noise / self.gram_scale)
-            return weight, cross, _from_diagonal(means, squares)
-        gram = np.eye(self.rows)
-        if self.gram == "released":
-            gram[np.triu_indices(self.rows)] = rest / self.gram_scale
-            gram = np.triu(gram) + np.triu(gram, 1).T
-        return weight, cross, gram
+            return _composed(means, squares, np.zeros((size, size)))
+        upper = np.zeros((self.rows, self.rows))
+        upper[np.triu_indices(self.rows)] = part / self.gram_scale
+        deviation = noise / self.gram_scale
+        means = shrunk(upper[:-1, -1], 0.0, deviation)
+        squares = shrunk(np.diag(upper)[:-1], 1.0, deviation)
+        pairs = np.triu_indices(size, 1)
+        covariances = np.zeros((size, size))
+        covariances[pairs] = shrunk(upper[pairs] - np.outer(means, means)[pairs], 0.0, deviation)
+        return _composed(means, squares, covariances + covariances.T)
 
 
 @dataclass(frozen=True)
@@ -182,11 +188,15 @@ def shrunk(values: Floats, towards: float, deviation: float) -> Floats:
     return np.asarray(towards + apart * max(0.0, 1.0 - len(values) * deviation**2 / square), np.float64)
 
 
-def _from_diagonal(means: Floats, squares: Floats) -> Floats:
-    """The Gram matrix of inputs with these means and mean squares, uncorrelated as after whitening, and of the one."""
-    variances = np.maximum(squares - np.square(means), _LEAST_VARIANCE)
+def _composed(means: Floats, squares: Floats, covariances: Floats) -> Floats:
+    """The Gram matrix `(rows, rows)` of inputs with these means, mean squares and, off the diagonal, covariances; and
+    of the one. No mean square is below the square of its mean."""
     extended = np.append(means, 1.0)
-    return np.asarray(np.outer(extended, extended) + np.diag(np.append(variances, 0.0)), np.float64)
+    gram = np.outer(extended, extended)
+    gram[:-1, :-1] += covariances
+    inner = np.arange(len(means))
+    gram[inner, inner] = np.maximum(squares, np.square(means))
+    return np.asarray(gram, np.float64)
 
 
 def factors(matrix: Floats, rank: int) -> tuple[Floats, Floats]:

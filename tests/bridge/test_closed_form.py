@@ -130,19 +130,24 @@ def test_means_and_squares_move_and_scale_the_identity() -> None:
 
 def test_a_mean_square_below_the_square_of_the_mean_is_not_believed() -> None:
     layout = dataclasses.replace(LAYOUT, gram="diagonal")
-    # One window of twos: no variance at all.
-    gram = layout.unpack(layout.pack(np.append(np.full(5, 2.0), 1.0)[None], np.ones((1, 12))))[2]
-    np.testing.assert_allclose(np.diag(gram), [4.05] * 5 + [1.0])
+    vector = layout.pack(np.append(np.full(5, 2.0), 1.0)[None], np.ones((1, 12)))
+    vector[-5:] /= 10
+    gram = layout.unpack(vector)[2]
+    np.testing.assert_allclose(np.diag(gram), [4.0] * 5 + [1.0])
     np.testing.assert_allclose(gram[:5, 5], 2.0)
     np.testing.assert_allclose(gram[0, 1], 4.0)
 
 
-def test_means_and_squares_are_believed_as_far_as_they_stand_out_of_noise() -> None:
+@pytest.mark.parametrize("gram", ["diagonal", "released"])
+def test_a_gram_matrix_that_noise_drowns_is_that_of_the_public_whitening(gram: GramName) -> None:
+    layout = dataclasses.replace(LAYOUT, gram=gram)
+    total = sums(patients(20), gram=gram)
+    np.testing.assert_array_equal(layout.unpack(total, deviation=1e6)[2], np.eye(6))
+    np.testing.assert_allclose(layout.unpack(total, deviation=1e-7)[2], layout.unpack(total)[2], atol=1e-6)
+
+
+def test_numbers_are_believed_as_far_as_they_stand_out_of_noise() -> None:
     rng = np.random.default_rng(11)
-    layout = dataclasses.replace(LAYOUT, gram="diagonal")
-    total = 20.0 * layout.pack(np.append(np.full(5, 2.0), 1.0)[None], np.ones((1, 12)))
-    np.testing.assert_array_equal(layout.unpack(total, deviation=1e3)[2], np.eye(6))
-    np.testing.assert_allclose(layout.unpack(total, deviation=1e-6)[2], layout.unpack(total)[2], atol=1e-6)
     values = rng.normal(size=(400, 50)) * 3.0
     pulled = np.array([shrunk(row, 0.0, 3.0) for row in values])
     assert np.square(pulled).mean() < 0.1 * np.square(values).mean()
