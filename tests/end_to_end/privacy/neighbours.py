@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from flwr.app import Message
+from flwr.app import Array, Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from numpy.typing import NDArray
 
@@ -179,7 +179,7 @@ def script(job: Job) -> list[Asked]:
         messages.append(Asked("train", {"round": number, **positions}, number))
     last = {"round": job.rounds, **positions}
     for split in ("validation", "test"):
-        if job.evaluates(split, job.rounds):  # type: ignore[arg-type]
+        if job.evaluates(split, job.rounds):
             messages.append(Asked("evaluate", {**last, "split": split}, 9))
     return messages
 
@@ -256,16 +256,16 @@ def record(
 def read_reply(message: Message, reply: Reply) -> Reply:
     """Fill in what a message shows."""
     if message.has_error():
-        reply.code, reply.reason = message.error.code, message.error.reason
+        reply.code, reply.reason = message.error.code, message.error.reason or ""
         return reply
     for record_name, content in message.content.items():
         for name, value in content.items():
-            plain = value.numpy() if record_name == "arrays" else value
-            reply.values[name] = plain
-            if record_name == "arrays":
+            if isinstance(value, Array):
+                reply.values[name] = value.numpy()
                 reply.form.append((record_name, name, value.dtype, str(tuple(value.shape)), str(len(value.data))))
             else:
-                reply.form.append((record_name, name, type(plain).__name__))
+                reply.values[name] = value
+                reply.form.append((record_name, name, type(value).__name__))
     reply.size = sum(len(each.deflate()) for each in get_all_nested_objects(message.content).values())
     return reply
 
@@ -452,4 +452,4 @@ def compare(
         world = build_world(pool, folder / name, [here, *others])
         follow = runs[0] if runs else None
         runs.append(record(pool, world, job, messages=messages, sites=sites, follow=follow, hazards=hazards))
-    return check_neighbours(*runs, job)
+    return check_neighbours(runs[0], runs[1], job)

@@ -28,7 +28,8 @@ import client.private_statistics
 import client.private_training
 from bridge.alignment import aligner
 from bridge.metrics import confusion_matrix
-from bridge.privacy.mechanism import Batch
+from bridge.privacy.gradients import clipped_sum
+from bridge.privacy.mechanism import Batch, TrainPlan
 from bridge.privacy.sampling import PatientSampler
 from client.features import FeatureSet
 from client.private import Randomness
@@ -83,7 +84,7 @@ def nan_passes_the_clip(patch: pytest.MonkeyPatch) -> None:
 
 
 def windows_as_the_unit(patch: pytest.MonkeyPatch) -> None:
-    plain = bridge.privacy.central.clipped_sum
+    plain = clipped_sum
 
     def by_window(bridge_: Any, batch: Batch, align: Any, clip: float) -> Any:
         parts = (batch.features, batch.targets, batch.mask)
@@ -108,7 +109,7 @@ def clip_by_parameter(patch: pytest.MonkeyPatch) -> None:
 
 def private_divisor(patch: pytest.MonkeyPatch) -> None:
     """The mean over the patients who are there, instead of a sum over a public number."""
-    plain = bridge.privacy.local.clipped_sum
+    plain = clipped_sum
 
     def mean(bridge_: Any, batch: Batch, *rest: Any) -> Any:
         return {name: sums * 3.0 / max(1, len(batch.mask)) for name, sums in plain(bridge_, batch, *rest).items()}
@@ -220,7 +221,7 @@ def update_beside_the_sums(patch: pytest.MonkeyPatch) -> None:
 
 
 def half_the_noise(patch: pytest.MonkeyPatch) -> None:
-    plain = client.private_training.TrainPlan
+    plain = TrainPlan
     patch.setattr(
         client.private_training,
         "TrainPlan",
