@@ -53,10 +53,10 @@ def _prepare(session: Session, message: Message) -> None:
     """
     _one_thread()
     if session.job.privacy.private:
-        from client.private import reserve
+        from client.private import reserved
 
-        reserve(session).close()
-        return
+        with reserved(session):
+            return
     for problem in session.pairs().problems:
         log_error(session.site.log_path, message.metadata.message_type, "FILE_LEFT_OUT", problem.error)
 

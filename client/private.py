@@ -9,7 +9,8 @@ other.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from client.site_file import Split
 
 Items = dict[str, Any]
+Cohorts = Mapping["Split", "FeatureSet | None"]
+"""Features by cohort; None where one has no usable window."""
 Compute = Callable[["Session", "Request", "FeatureSet | None", "Randomness"], Items]
 
 
@@ -61,30 +64,29 @@ class Randomness:
         return bytes.fromhex(sha256_json(["fedbridge.draws/1", self._seed, purpose, *self._labels]))
 
 
-def reserve(session: Session) -> Ledger:
-    """The site's ledger, with the whole plan of the job reserved for every patient of its cohorts. To be closed.
+@contextmanager
+def reserved(session: Session) -> Iterator[tuple[Ledger, Cohorts]]:
+    """The site's ledger, with the whole plan of the job reserved for every patient of its cohorts, and their features.
 
-    Raises `BudgetError` where it would pass a patient's cap, `LedgerError` where the ledger can't be used.
+    What is computed on these features is paid for: a recording that comes later is not among them. Raises `BudgetError`
+    where it would pass a patient's cap, `LedgerError` where the ledger can't be used.
     """
     from bridge.privacy.accounting import releases_of
     from client.ledger import Ledger, Plan
 
-    job, policy = session.job, session.policy
+    job = session.job
     releases = plan_of(job)
+    cohorts: Cohorts = {name: session.cohort(name) for name in COHORTS if releases_of(job, name)}
     plan = Plan(
         sha256=sha256_json(job.model_dump(mode="json", by_alias=True)),
         releases=releases,
         delta=job.privacy.delta,
-        cap=policy.privacy.epsilon_cap,
-        cohorts={name: _patients(session, name) for name in COHORTS if releases_of(job, name)},
+        cap=session.policy.privacy.epsilon_cap,
+        cohorts={name: _patients(features) for name, features in cohorts.items()},
     )
-    ledger = Ledger.open(session.site)
-    try:
+    with Ledger.open(session.site) as ledger:
         ledger.reserve(session.run_key, plan)
-    except BaseException:
-        ledger.close()
-        raise
-    return ledger
+        yield ledger, cohorts
 
 
 def private_reply(session: Session, message: Message, request: Request, compute: Compute) -> Message:
@@ -97,21 +99,20 @@ def private_reply(session: Session, message: Message, request: Request, compute:
 
     split: Split = request.split or "pair"
     randomness = Randomness(session.job, session.site.name, request)
-    with reserve(session) as ledger:
+    with reserved(session) as (ledger, cohorts):
         stored = ledger.answer(
             session.run_key,
             MessageKey(request.message, request.round, request.split),
             _fingerprint(request),
             message_releases(session.job, request.message, request.split),
             split,
-            lambda: _packed(compute(session, request, session.cohort(split), randomness)),
+            lambda: _packed(compute(session, request, cohorts[split], randomness)),
             encrypt=session.job.privacy.mechanism == "central",
         )
     return session.reply(message, request, _unpacked(stored))
 
 
-def _patients(session: Session, split: Split) -> tuple[str, ...]:
-    features = session.cohort(split)
+def _patients(features: FeatureSet | None) -> tuple[str, ...]:
     return () if features is None else tuple(np.unique(features.table.patients).tolist())
 
 

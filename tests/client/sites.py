@@ -41,6 +41,9 @@ NOISE = 0.25
 STEPS = 60
 RANK, PROTOTYPES = 2, 4
 
+EMPTY: dict[str, Any] = {}
+"""A policy of defaults, but for the mechanism `none`, which is accepted wherever a test names no other."""
+
 PERMISSIVE: dict[str, Any] = {"items": list(ALL_ITEMS), "privacy": {"mechanisms": ["none"]}}
 """A policy that lets every declared item out, without a mechanism."""
 
@@ -83,7 +86,7 @@ def build_site(
     models: Path | None = None,
     patients: int = 20,
     seed: int = 0,
-    policy: Mapping[str, Any] | None = None,
+    policy: Mapping[str, Any] | None = EMPTY,
     labels: bool = True,
     changes: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -121,7 +124,8 @@ def build_site(
     }
     if policy is not None:
         file["policy"] = "policy.yaml"
-        (folder / "policy.yaml").write_text(yaml.safe_dump(dict(policy)), encoding="utf-8")
+        policy = {"privacy": {"mechanisms": ["none"]}, **policy}
+        (folder / "policy.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
     (folder / "site.yaml").write_text(yaml.safe_dump({**file, **(changes or {})}), encoding="utf-8")
     return folder
 

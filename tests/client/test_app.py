@@ -57,7 +57,7 @@ def test_describe_is_the_same_whatever_the_number_of_patients(small: Small, tmp_
 @pytest.mark.parametrize(
     ("policy", "job", "reason"),
     [
-        (None, {"selection": {"mode": "moments"}}, ReasonCode.POLICY_FORBIDS),
+        ({}, {"selection": {"mode": "moments"}}, ReasonCode.POLICY_FORBIDS),
         ({"coordinators": ["uni"]}, {}, ReasonCode.COORDINATOR_UNKNOWN),
         ({"max_rounds": 2}, {}, ReasonCode.TOO_MANY_ROUNDS),
         ({"privacy": {"mechanisms": ["central"]}}, {}, ReasonCode.MECHANISM_FORBIDDEN),
@@ -113,7 +113,7 @@ def test_a_damaged_recording_is_left_out_and_named_in_the_sites_own_log_only(sma
     whole = broken.read_bytes()
     broken.write_bytes(whole[:200])
     assert described(site, small)[2] == ReasonCode.TOO_FEW_PATIENTS
-    (site / "policy.yaml").write_text("minimum_patients: 4\n")
+    (site / "policy.yaml").write_text("minimum_patients: 4\nprivacy: {mechanisms: [none]}\n")
     file = yaml.safe_load((site / "site.yaml").read_text())
     (site / "site.yaml").write_text(yaml.safe_dump({**file, "policy": "policy.yaml"}))
     assert described(site, small)[2] == 0
@@ -159,8 +159,14 @@ def test_a_fresh_process_without_a_cache_gives_the_same_bits(small: Small, tmp_p
             np.testing.assert_array_equal(there[name], here[name].numpy())
 
 
-def test_a_site_without_a_policy_trains_and_keeps_its_loss(small: Small, tmp_path: Path) -> None:
-    site = build_site(tmp_path / "s", "beta", models=small.models)
+def test_a_site_without_a_policy_answers_nothing_without_a_private_mechanism(small: Small, tmp_path: Path) -> None:
+    site = build_site(tmp_path / "s", "beta", models=small.models, policy=None)
+    reply = ask(site, build_job(small.models), "train", train_config(), start_arrays())
+    assert reply.error.code == ReasonCode.MECHANISM_FORBIDDEN
+
+
+def test_a_site_with_an_empty_policy_for_none_trains_and_keeps_its_loss(small: Small, tmp_path: Path) -> None:
+    site = build_site(tmp_path / "s", "beta", models=small.models, policy={})
     reply = ask(site, build_job(small.models), "train", train_config(), start_arrays())
     assert set(reply.content["arrays"]) == {"update.A", "update.B", "update.P"}
     assert dict(reply.content["metrics"]) == {"weight": 1.0}
@@ -295,7 +301,7 @@ def test_a_policy_for_another_site(small: Small, tmp_path: Path) -> None:
 def test_an_unknown_key_in_the_policy_or_the_site_file(small: Small, tmp_path: Path) -> None:
     site = build_site(tmp_path / "s", "beta", models=small.models, policy={"minimum_patient": 1})
     assert code(small, "train", site=site) == ReasonCode.SITE_MISCONFIGURED
-    (site / "policy.yaml").write_text("minimum_patients: 5\n")
+    (site / "policy.yaml").write_text("minimum_patients: 5\nprivacy: {mechanisms: [none]}\n")
     assert code(small, "train", site=site) == 0
     file = yaml.safe_load((site / "site.yaml").read_text())
     (site / "site.yaml").write_text(yaml.safe_dump({**file, "polcy": "policy.yaml"}))

@@ -68,12 +68,12 @@ def test_audit_verify(asked: Path, capsys: pytest.CaptureFixture[str], monkeypat
 def test_policy_show_and_template(
     small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bare = build_site(tmp_path / "bare", "bare", models=small.models)
+    bare = build_site(tmp_path / "bare", "bare", models=small.models, policy=None)
     code, out, _ = run(capsys, monkeypatch, "policy", "show", bare)
     assert code == 0
     assert "the strictest defaults hold" in out
     assert Policy.model_validate(yaml.safe_load(out)) == Policy()
-    assert "never leaves: probe_moments, similarity_moments, train_loss, confusion.bridge" in out
+    assert "never leaves: probe_moments, similarity_moments, closed_form_moments, train_loss, confusion.bridge" in out
     code, out, _ = run(capsys, monkeypatch, "policy", "show", small.site)
     assert Policy.model_validate(yaml.safe_load(out)) == Policy.model_validate(PERMISSIVE)
     code, out, _ = run(capsys, monkeypatch, "policy", "template", "--site", "north")

@@ -72,7 +72,7 @@ def test_what_is_permitted_leaves_and_nothing_else(small: Small, tmp_path: Path,
 
 
 def test_nothing_permitted_is_a_refusal_before_any_data_is_touched(small: Small, tmp_path: Path) -> None:
-    folder = site(tmp_path, small, None)
+    folder = site(tmp_path, small, {})
     reply = evaluate(folder, small)
     assert reply.error.code == ReasonCode.POLICY_FORBIDS
     assert not (folder / "cache").exists()

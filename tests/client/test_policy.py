@@ -9,7 +9,7 @@ import yaml
 from bridge.job import Job
 from bridge.messages import ITEMS, ReasonCode
 from client.errors import PolicyError, SiteFileError
-from client.policy import Policy, load_policy, required_items, template
+from client.policy import Policy, PrivacyPolicy, load_policy, required_items, template
 
 DIGESTS = {"old_encoder": "a" * 64, "new_encoder": "b" * 64, "task_head": "c" * 64}
 DEFAULTS = {
@@ -22,10 +22,15 @@ DEFAULTS = {
     "update.B",
     "update.P",
     "weight",
+    "probe_sums",
+    "similarity_sums",
+    "statistics",
+    "confusion_sums",
 }
 OPT_IN = {
     "probe_moments",
     "similarity_moments",
+    "closed_form_moments",
     "train_loss",
     "confusion.bridge",
     "confusion.teacher",
@@ -48,7 +53,10 @@ def test_no_file_means_default_items_and_five_patients() -> None:
     assert set(policy.items) == DEFAULTS
     assert {name for name in ITEMS if not policy.permits(name)} == OPT_IN
     assert (policy.minimum_patients, policy.minimum_group) == (5, 5)
-    assert policy.privacy.mechanisms == ("none",)
+    assert policy.privacy.mechanisms == ("local",)
+    with pytest.raises(PolicyError, match="the mechanism 'none'") as caught:
+        policy.judge(job())
+    assert caught.value.reason is ReasonCode.MECHANISM_FORBIDDEN
 
 
 def test_template_explains_every_key_and_holds_the_defaults(tmp_path: Path) -> None:
@@ -121,10 +129,11 @@ def test_wildcards_stand_for_declared_items_only(tmp_path: Path) -> None:
     ],
 )
 def test_the_policy_wins_over_the_job(keys: dict[str, Any], changes: dict[str, Any], code: ReasonCode) -> None:
+    open_hearted = {"privacy": {"mechanisms": ["none"]}}
     with pytest.raises(PolicyError) as caught:
-        Policy.model_validate(keys).judge(job(**changes))
+        Policy.model_validate({**open_hearted, **keys}).judge(job(**changes))
     assert caught.value.reason is code
-    Policy().judge(job())
+    Policy.model_validate(open_hearted).judge(job())
 
 
 def test_a_job_within_the_policy_passes() -> None:
@@ -133,6 +142,7 @@ def test_a_job_within_the_policy_passes() -> None:
         max_rounds=6,
         items=("update.*", "weight", "probe_moments", "similarity_moments"),
         encoders={"old": ["a" * 64, "e" * 64], "new": ["b" * 64], "head": ["c" * 64]},  # type: ignore[arg-type]
+        privacy=PrivacyPolicy(mechanisms=("none",)),
     )
     policy.judge(job(coordinator="uni", train={"rounds": 6}, selection={"mode": "moments"}))
 
@@ -140,4 +150,4 @@ def test_a_job_within_the_policy_passes() -> None:
 def test_fixed_positions_need_no_selection_items() -> None:
     fixed = job(selection={"mode": "fixed", "input_position": 0, "output_position": 1})
     assert set(required_items(fixed)) == {"update.A", "update.B", "update.P", "weight"}
-    Policy(items=("update.*", "weight")).judge(fixed)
+    Policy(items=("update.*", "weight"), privacy=PrivacyPolicy(mechanisms=("none",))).judge(fixed)
