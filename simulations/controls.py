@@ -29,8 +29,10 @@ from numpy.typing import NDArray
 
 from bridge.files import whole_file
 from bridge.job import Job
-from bridge.messages import TRAIN
+from bridge.job_privacy import PrivacyJob
+from bridge.messages import CLOSED_FORM, TRAIN
 from bridge.prototype import Arrays
+from bridge.shape import BridgeShape
 from client.features import FeatureSet, features
 from client.requests import Request
 from client.session import Deadline
@@ -237,14 +239,18 @@ def _bridge_answers(place: _Place, everything: Site, job: Job, name: str) -> Cla
 
 
 def train_alone(folder: Path, job: Job, positions: tuple[int, int], pairs: FeatureSet, site: Site) -> Arrays:
-    """A bridge trained on one feature set: the run's first broadcast, then its rounds at one site and no server."""
+    """A bridge trained on one feature set: the run's first broadcast, solved where the job says so, then its rounds at
+    one site and no server. Controls are never released, so no mechanism protects them."""
     from client.networks import broadcast_bridge, old_encoder
 
+    job = job.model_copy(update={"privacy": PrivacyJob()})
     models = read_models(folder / MODELS, job)
     shape = models.bridge_shape(job, positions)
     arrays = first_broadcast(job, shape, positions, folder / MODELS)
+    if job.train.solves:
+        arrays = _solved_alone(job, positions, shape, arrays, pairs)
     encoder = old_encoder(site)
-    for number in range(1, job.train.rounds + 1):
+    for number in range(1, job.rounds + 1):
         request = Request(TRAIN, "control", number, positions[0], positions[1], arrays=arrays, shape=shape)
         update = train_update(
             pairs, job, site.name, request, broadcast_bridge(request), encoder, Deadline(np.inf)
@@ -253,12 +259,24 @@ def train_alone(folder: Path, job: Job, positions: tuple[int, int], pairs: Featu
     return arrays
 
 
+def _solved_alone(
+    job: Job, positions: tuple[int, int], shape: BridgeShape, arrays: Arrays, pairs: FeatureSet
+) -> Arrays:
+    from bridge.closed_form import Layout, solve, solved_arrays
+    from client.closed_form import closed_form_item
+    from client.networks import broadcast_bridge
+
+    request = Request(CLOSED_FORM, "control", None, *positions, arrays=arrays, shape=shape)
+    _, moments = closed_form_item(pairs, job, request, broadcast_bridge(request), Deadline(np.inf))
+    layout = Layout(shape.rows, shape.columns, job.privacy.gram)
+    return solved_arrays(arrays, *solve(moments, layout, rank=shape.rank, ridge=job.train.ridge))
+
+
 def _answers(place: _Place, everything: Site, arrays: Arrays) -> Classes:
     from client.networks import inference_chain
 
-    shape = read_models(place.folder / MODELS, read_job(place.folder)).bridge_shape(
-        read_job(place.folder), place.positions
-    )
+    job = read_job(place.folder)
+    shape = read_models(place.folder / MODELS, job).bridge_shape(job, place.positions)
     request = Request("evaluate", "control", 1, *place.positions, split="test", arrays=arrays, shape=shape)
     chain = inference_chain(everything, request)
     logits = chain.logits_from_features(features(everything, "test").new_output(chain.m))

@@ -22,6 +22,7 @@ _PHASES = {
     "describe": "asking the sites",
     "probe": "choosing the input position",
     "similarity": "choosing the output position",
+    "closed_form": "solving for the bridge",
     "evaluate": "evaluating the bridge",
     "export": "exporting the bridge",
 }
