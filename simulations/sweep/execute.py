@@ -57,8 +57,10 @@ def run_sweep(
     """
     out = out.absolute()
     points = expand(sweep)
+    _check_way(out, resume, overwrite)
     with _alone(out):
-        _make_way(out, resume, overwrite)
+        if overwrite:
+            _clear(out)
         write_whole(out / SWEEP, yaml.safe_dump(sweep.model_dump(mode="json", by_alias=True), sort_keys=False))
         rows = {point.key: row for point in points if (row := _completed(out, point)) is not None}
         left = [point for point in points if point.key not in rows]
@@ -212,24 +214,32 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _make_way(out: Path, resume: bool, overwrite: bool) -> None:
-    """See to it that the sweep may use `out`: empty, its own to go on with, or cleared."""
-    content = [each for each in out.iterdir() if each.name != _LOCK]
-    if not content:
+def _check_way(out: Path, resume: bool, overwrite: bool) -> None:
+    """Raise `RunFolderError` unless the sweep may use `out`: empty, or its own and asked for."""
+    if not out.is_dir() or not _content(out):
         return
     if not (out / SWEEP).is_file():
         raise RunFolderError(
             f"{out}: is not an empty folder", why=f"it is no sweep either: it has no {SWEEP}", fix="name another --out"
         )
-    if overwrite:
-        for each in content:
-            shutil.rmtree(each) if each.is_dir() else each.unlink()
-    elif not resume:
+    if not (resume or overwrite):
         raise RunFolderError(
             f"{out}: already holds a sweep",
             why="results are never overwritten unasked",
             fix="--resume computes what is missing, --overwrite begins anew, --out names another folder",
         )
+
+
+def _content(out: Path) -> list[Path]:
+    return [each for each in out.iterdir() if each.name != _LOCK]
+
+
+def _clear(out: Path) -> None:
+    for each in _content(out):
+        if each.is_dir():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
 
 
 @contextmanager

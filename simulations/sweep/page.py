@@ -70,7 +70,8 @@ def _name(row: Row) -> str:
 
 def means_table(rows: Sequence[Row], metric: str) -> Table:
     """One row a point of the grid: axes, composed epsilon, parameters, the bridge's mean, and the controls' means."""
-    shown = [name for name in PREDICTOR_NAMES if any(row.figure(name, metric) is not None for row in rows)]
+    names = [name for name in PREDICTOR_NAMES if name != "chance"]  # the same everywhere, and in the picture
+    shown = [name for name in names if any(row.figure(name, metric) is not None for row in rows)]
     shown.sort(key=lambda name: name != "bridge")  # first: a terminal shows no more
     found = {name: by_labels(rows, name, metric) for name in shown}
     axes = list(rows[0].labels)

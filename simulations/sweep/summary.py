@@ -30,7 +30,7 @@ def summary(found: Sequence[Metric]) -> Summary | None:
 
     The seeds share their test patients, so averaging over them makes the patients' part of the error no smaller: half
     the interval is the root of (half the t interval over seeds) squared plus (the mean half of the bootstrap
-    intervals) squared, for each side by itself.
+    intervals) squared, for each side by itself; cut at 0 and 1.
     """
     if not found:
         return None
@@ -43,10 +43,10 @@ def summary(found: Sequence[Metric]) -> Summary | None:
     return Summary(
         value=mean,
         seeds=len(values),
-        seeds_low=None if half is None else mean - half,
-        seeds_high=None if half is None else mean + half,
-        low=mean - hypot(half or 0.0, statistics.fmean(below)) if whole else None,
-        high=mean + hypot(half or 0.0, statistics.fmean(above)) if whole else None,
+        seeds_low=None if half is None else max(0.0, mean - half),
+        seeds_high=None if half is None else min(1.0, mean + half),
+        low=max(0.0, mean - hypot(half or 0.0, statistics.fmean(below))) if whole else None,
+        high=min(1.0, mean + hypot(half or 0.0, statistics.fmean(above))) if whole else None,
     )
 
 
