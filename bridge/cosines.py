@@ -13,6 +13,8 @@ def cosine_basis(count: int, tokens: int) -> NDArray[np.float64]:
     """
     if not 1 <= count <= tokens:
         raise ValueError(f"a basis over {tokens} tokens has 1 to {tokens} cosines, not {count}")
-    waves = np.cos(np.pi / tokens * np.outer(np.arange(count), np.arange(tokens) + 0.5)) * np.sqrt(2.0 / tokens)
+    waves: NDArray[np.float64] = np.cos(np.pi / tokens * np.outer(np.arange(count), np.arange(tokens) + 0.5)) * np.sqrt(
+        2.0 / tokens
+    )
     waves[0] = 1.0 / np.sqrt(tokens)
     return waves

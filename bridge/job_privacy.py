@@ -47,8 +47,8 @@ class PrivateSelection(_Noised):
     """Scores of groups of patients, clipped and noised; two unsampled releases, probe and similarity."""
 
     groups: int = Field(default=8, ge=2, le=64)
-    """K: groups of a site, filled by a keyed hash of the patient."""
-    clip: float = Field(default=0.5, gt=0)
+    """K: groups of a site, filled by a keyed hash of the patient; about seven patients in each serve best."""
+    clip: float = Field(default=0.05, gt=0)
     """R: bound on the L2 norm of a group's centred scores; one patient moves the sum by at most 2R."""
 
 

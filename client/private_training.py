@@ -14,14 +14,14 @@ from bridge.job import Job
 from bridge.messages import TRAIN
 from bridge.privacy import Batch, Plan, SiteUpdate, TrainPlan, mechanism
 from bridge.privacy.accounting import message_releases
-from bridge.privacy.sampling import PatientSampler
+from bridge.privacy.sampling import EMPTY, PatientSampler
 from bridge.prototype import PrototypeBridge
 from client.features import FeatureSet
 from client.private import Randomness
 from client.requests import Request
 from client.session import Deadline
 from client.site import Site
-from client.training import EMPTY, batch_order
+from client.training import batch_order
 
 if TYPE_CHECKING:
     from bridge.encoders.protocol import Encoder

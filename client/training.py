@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bridge.hashing import keyed_hash
 from bridge.job import Job, TrainJob
+from bridge.privacy.sampling import EMPTY
 from client.requests import Request
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from client.features import FeatureSet
     from client.session import Deadline
     from client.windowing import WindowTable
-
-EMPTY = -1
-"""Row number of a place in a batch that no window fills."""
 
 
 def batch_rows(

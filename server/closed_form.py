@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy as np
+from numpy.typing import NDArray
 
 from bridge.closed_form import Layout, solve, solved_arrays
 from bridge.job import Job
@@ -13,10 +14,8 @@ from server.exchange import Exchange, Question
 from server.models import FrozenModels
 from server.noised import noised_sum
 from server.record import SelectionRecord
+from server.releases import Releases
 from server.replies import Expected
-
-if TYPE_CHECKING:
-    from bridge.privacy.noise import NoiseSource
 
 
 def solved_bridge(
@@ -26,11 +25,11 @@ def solved_bridge(
     selection: SelectionRecord,
     broadcast: Arrays,
     log: EventLog,
-    noise: NoiseSource | None = None,
+    releases: Releases,
 ) -> Arrays:
     """All arrays of the bridge that the sites' statistics give, A and B solved, the rest as in `broadcast`.
 
-    `noise` is the server's own, where the mechanism asks for it (`central`). Without a mechanism, and with equal
+    `releases` keeps the noised sum. Without a mechanism, and with equal
     weights, this is the ridge regression of one machine with all patients. Raises `RunError` where too few sites
     answer.
     """
@@ -43,16 +42,22 @@ def solved_bridge(
     item = "statistics" if job.privacy.private else "closed_form_moments"
     expected = Expected((item,), dimensions=dimensions)
     log.emit("closed_form", state="started", sites=len(exchange.roster))
-    answers = exchange.ask_enough(Question("closed form", CLOSED_FORM, expected, config, broadcast))
-    per_site = {site: answer.values[item] for site, answer in answers.good.items()}
-    released = noised_sum(per_site, job, (asked.noise_multiplier or 0.0) * asked.clip, noise)
+
+    def ask() -> dict[str, NDArray[np.float64]]:
+        answers = exchange.ask_enough(Question("closed form", CLOSED_FORM, expected, config, broadcast))
+        return {site: np.asarray(answer.values[item], np.float64) for site, answer in answers.good.items()}
+
+    if job.privacy.private:
+        released = releases.noised("closed_form", (asked.noise_multiplier or 0.0) * asked.clip, ask)
+    else:
+        released = noised_sum(ask(), job, 0.0, None)
     a, b = solve(
         released.values,
         Layout(shape.rows, shape.columns, dimensions.gram),
         rank=shape.rank,
         ridge=job.train.ridge,
-        deviation=released.deviation if job.privacy.private else 0.0,
+        deviation=released.deviation,
         drop=asked.drop_below_noise,
     )
-    log.emit("closed_form", state="done", sites=len(per_site), numbers=len(released.values))
+    log.emit("closed_form", state="done", sites=len(exchange.roster), numbers=len(released.values))
     return solved_arrays(broadcast, a, b)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,10 @@ from bridge.prototype import Arrays
 from server.errors import RunError
 from server.events import EventLog
 from server.exchange import Exchange, Question
-from server.noised import NoisedSum, noised_sum
+from server.noised import NoisedSum
 from server.record import Evaluation, Metric, Metrics, SelectionRecord
+from server.releases import Releases
 from server.replies import Expected
-
-if TYPE_CHECKING:
-    from bridge.privacy.noise import NoiseSource
 
 Kind = Literal["bridge", "teacher", "agreement"]
 
@@ -100,21 +98,34 @@ def pooled_sums(
     round_: int,
     split: EvaluationSplit,
     job: Job,
-    noise: NoiseSource | None,
+    releases: Releases,
     at_least: int = 0,
 ) -> Sums:
     """Ask as `pooled_confusions` does, under a private mechanism: the noised sum of the sites' `confusion_sums`.
 
-    `noise` is the server's own, where the mechanism asks for it. Raises `ValueError` where it is missing then.
+    A sum that `releases` has stored before is that one, and no site is asked.
     """
     log.emit("evaluate", state="started", split=split, round=round_, sites=len(exchange.roster))
     expected = Expected(("confusion_sums",), dimensions=dimensions)
-    answers = exchange.ask(_question(selection, expected, arrays, round_, split), at_least)
-    per_site = {site: np.asarray(answer.values["confusion_sums"], np.float64) for site, answer in answers.good.items()}
-    deviation = metrics_deviation(job.privacy.metrics)
-    summed = noised_sum(per_site, job, deviation, noise) if per_site else None
-    log.emit("evaluate", state="done", split=split, round=round_, sites=len(per_site))
-    return Sums(summed, dict(answers.lost))
+    lost: dict[str, str] = {}
+
+    def ask() -> dict[str, NDArray[np.float64]]:
+        answers = exchange.ask(_question(selection, expected, arrays, round_, split), at_least)
+        lost.update(answers.lost)
+        if not answers.good:
+            raise _NobodyError
+        return {site: np.asarray(answer.values["confusion_sums"], np.float64) for site, answer in answers.good.items()}
+
+    try:
+        summed = releases.noised(f"{split}-{round_}", metrics_deviation(job.privacy.metrics), ask)
+    except _NobodyError:
+        summed = None
+    log.emit("evaluate", state="done", split=split, round=round_, sites=len(exchange.roster) - len(lost))
+    return Sums(summed, lost)
+
+
+class _NobodyError(Exception):
+    """No site answered, so there is no sum."""
 
 
 def _question(

@@ -7,7 +7,7 @@ drawn anew over them would be a second release, which nobody has paid for.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ class Releases:
     def __init__(self, folder: Path, job: Job) -> None:
         self._folder, self._job = folder / RELEASES, job
 
-    def noised(self, name: str, deviation: float, ask: Callable[[], dict[str, Floats]]) -> NoisedSum:
+    def noised(self, name: str, deviation: float, ask: Callable[[], Mapping[str, Floats]]) -> NoisedSum:
         """The noised sum of that name: the stored one, else of the sites' sums that `ask` gets, stored before it is
         returned.
 
@@ -43,6 +43,7 @@ class Releases:
         made = noised_sum(ask(), self._job, deviation, server_noise(self._job, name))
         text = json.dumps({"values": made.values.tolist(), "deviation": made.deviation})
         try:
+            path.parent.mkdir(exist_ok=True)
             write_whole(path, text + "\n", sync=True)
         except OSError as error:
             raise RunFolderError(

@@ -17,6 +17,7 @@ from server.events import EventLog
 from server.exchange import Answers, Exchange, Question
 from server.noise import server_noise
 from server.record import RoundRecord, SelectionRecord
+from server.releases import Releases
 from server.replies import Answer, Expected
 from server.strategies import Aggregator
 
@@ -34,6 +35,7 @@ class Training:
     exchange: Exchange
     book: RunBook
     log: EventLog
+    releases: Releases
     selection: SelectionRecord
     dimensions: Dimensions
     arrays: Arrays
@@ -134,7 +136,7 @@ class Training:
             round_,
             "validation",
             self.job,
-            server_noise(self.job, "validation", round_),
+            self.releases,
             at_least,
         )
         return private_criterion(self.job, sums)

@@ -24,8 +24,8 @@ from server.events import EventLog, now
 from server.exchange import Exchange
 from server.initialisation import first_broadcast
 from server.models import FrozenModels, read_models
-from server.noise import server_noise
 from server.record import BridgeRecord
+from server.releases import Releases
 from server.roster import Describing
 from server.rounds import Training
 from server.runfolder import BRIDGE, CHECKPOINTS, opened, where_it_stands
@@ -107,11 +107,13 @@ class _Run:
         self._grid, self._job, self._job_sha256, self._models = grid, job, job_sha256, models
         self._book, self._log = book, log
         self._exchange = Exchange(grid, job, book, log)
+        self._releases = Releases(book.folder, job)
 
     def go(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
             self._book.restore(checkpoint.progress, checkpoint.round)
         self._book.save()
+        write_statement(self._book.folder, build_statement(self._job, self._book.record("running")))
         self._exchange.roster = Describing(self._grid, self._job, self._book, self._log).run()
         training = self._begin() if checkpoint is None else self._resume(checkpoint)
         for text in cautions(self._job.strategy, len(self._exchange.roster)):
@@ -136,7 +138,7 @@ class _Run:
                 kept_round,
                 "test",
                 self._job,
-                server_noise(self._job, "test", kept_round),
+                self._releases,
             )
             self._book.evaluation = private_evaluation_record(self._job, sums, classes, self._job.seed)
             return
@@ -144,14 +146,15 @@ class _Run:
         self._book.evaluation = evaluation_record(pooled, classes)
 
     def _begin(self) -> Training:
-        selection = select(self._exchange, self._job, self._models, self._log, server_noise(self._job, "selection"))
+        selection = select(self._exchange, self._job, self._models, self._log, self._releases)
         self._book.selection = selection
         positions = selection.input_position, selection.output_position
         shape = self._models.bridge_shape(self._job, positions)
         arrays = first_broadcast(self._job, shape, positions, self._models.folder)
         if self._job.train.solves:
-            noise = server_noise(self._job, "closed_form")
-            arrays = solved_bridge(self._exchange, self._job, self._models, selection, arrays, self._log, noise)
+            arrays = solved_bridge(
+                self._exchange, self._job, self._models, selection, arrays, self._log, self._releases
+            )
         training = self._training(arrays)
         training.checkpoint()
         return training
@@ -174,6 +177,7 @@ class _Run:
             exchange=self._exchange,
             book=self._book,
             log=self._log,
+            releases=self._releases,
             selection=selection,
             dimensions=self._models.dimensions(self._job, positions),
             arrays=arrays,

@@ -15,6 +15,7 @@ from server.checkpoint import Checkpoint, changed_config, newest_checkpoint
 from server.errors import ResumeError, RunFolderError
 from server.events import LOG
 from server.record import RUN_JSON, RunRecord, read_record
+from server.releases import RELEASES
 
 BRIDGE, CHECKPOINTS = "bridge", "checkpoints"
 _LOCK = ".lock"
@@ -57,12 +58,12 @@ def opened(folder: Path, resume: bool) -> Iterator[Path]:
         lock.release()
 
 
-_CONTENT = (RUN_JSON, CHECKPOINTS, BRIDGE, LOG)
+_CONTENT = (RUN_JSON, CHECKPOINTS, RELEASES, BRIDGE, LOG)
 
 
 def sweep(folder: Path) -> None:
     """Remove half-written files of a process that was killed."""
-    for pattern in (f".{RUN_JSON}.*", f"{CHECKPOINTS}/.round-*", ".write.*"):
+    for pattern in (f".{RUN_JSON}.*", f"{CHECKPOINTS}/.round-*", f"{RELEASES}/.*", ".write.*"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +22,9 @@ from server.events import Event, EventLog
 from server.exchange import Exchange, Question
 from server.models import FrozenModels
 from server.moments import check_probe_moments, check_similarity_moments
-from server.noised import noised_sum
 from server.record import PositionScores, SelectionRecord
+from server.releases import Releases
 from server.replies import Answer, Expected
-
-if TYPE_CHECKING:
-    from bridge.privacy.noise import NoiseSource
 
 Scores = NDArray[np.float64]
 
@@ -48,9 +44,9 @@ class _Stage:
 
 
 def select(
-    exchange: Exchange, job: Job, models: FrozenModels, log: EventLog, noise: NoiseSource | None = None
+    exchange: Exchange, job: Job, models: FrozenModels, log: EventLog, releases: Releases | None = None
 ) -> SelectionRecord:
-    """Choose the input and the output position. `noise` is the server's own, where the mechanism asks for it.
+    """Choose the input and the output position. `releases` keeps the noised sums of a private run.
 
     Raises `RunError` where too few sites answer, `SelectionError` where their numbers choose nothing, `PositionError`
     where a fixed position is none of the encoder's.
@@ -77,8 +73,8 @@ def select(
         scores_from_similarity_moments,
         check_similarity_moments,
     )
-    m, probe_scores = _scan(exchange, job, models, probe, {}, log, noise)
-    l, similarity_scores = _scan(exchange, job, models, similarity, {"input-position": m}, log, noise)  # noqa: E741
+    m, probe_scores = _scan(exchange, job, models, probe, {}, log, releases)
+    l, similarity_scores = _scan(exchange, job, models, similarity, {"input-position": m}, log, releases)  # noqa: E741
     return SelectionRecord(
         mode=job.selection.mode,
         input_position=m,
@@ -104,11 +100,11 @@ def _scan(
     stage: _Stage,
     config: Mapping[str, int],
     log: EventLog,
-    noise: NoiseSource | None,
+    releases: Releases | None,
 ) -> tuple[int, PositionScores]:
     log.emit(stage.phase, state="started", sites=len(exchange.roster))
     scan = _private if job.privacy.private else _moments if job.selection.mode == "moments" else _scores
-    sites, found = scan(exchange, job, models, stage, config, noise)
+    sites, found = scan(exchange, job, models, stage, config, releases)
     position = choose_position(found.aggregate)
     log.emit(stage.phase, state="done", sites=sites, position=position)
     return position, found
@@ -120,7 +116,7 @@ def _scores(
     models: FrozenModels,
     stage: _Stage,
     config: Mapping[str, int],
-    noise: NoiseSource | None,
+    releases: Releases | None,
 ) -> tuple[int, PositionScores]:
     per_site = _ask(exchange, job, models, stage, stage.scores_item, config)
     aggregate = weighted_mean(per_site, {site: job.sites.weight(site) for site in per_site})
@@ -134,7 +130,7 @@ def _moments(
     models: FrozenModels,
     stage: _Stage,
     config: Mapping[str, int],
-    noise: NoiseSource | None,
+    releases: Releases | None,
 ) -> tuple[int, PositionScores]:
     item = stage.moments_item
     per_site = _ask(exchange, job, models, stage, item, config, lambda a: stage.check_moments(a.values[item]))
@@ -148,11 +144,15 @@ def _private(
     models: FrozenModels,
     stage: _Stage,
     config: Mapping[str, int],
-    noise: NoiseSource | None,
+    releases: Releases | None,
 ) -> tuple[int, PositionScores]:
-    per_site = _ask(exchange, job, models, stage, stage.private_item, config)
-    summed = noised_sum(per_site, job, noise_deviation(job.privacy.selection), noise)
-    return len(per_site), PositionScores(aggregate=summed.values.tolist(), noise_deviation=summed.deviation)
+    assert releases is not None
+    summed = releases.noised(
+        stage.phase,
+        noise_deviation(job.privacy.selection),
+        lambda: _ask(exchange, job, models, stage, stage.private_item, config),
+    )
+    return len(exchange.roster), PositionScores(aggregate=summed.values.tolist(), noise_deviation=summed.deviation)
 
 
 def _ask(

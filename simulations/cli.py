@@ -17,7 +17,7 @@ from simulations.cli_sweep import register as register_sweep
 from simulations.sigterm import end_on_sigterm
 
 if TYPE_CHECKING:
-    from server.record import Metric, Metrics, RunRecord
+    from server.record import Evaluation, Metric, Metrics, RunRecord
     from simulations.config import SimulationConfig
     from simulations.run import EngineName
 
@@ -64,21 +64,30 @@ def run_command(
     quiet: QuietOption = False,
 ) -> None:
     """Run a study: prepare, choose positions, train the bridge, compute the controls, write the report."""
+    from server.record import SIMULATED_EVALUATION, read_evaluation
     from simulations.config import load_simulation
+    from simulations.plan import plan_summary
     from simulations.progress import bars
     from simulations.run import run
 
     end_on_sigterm()
     settings = load_simulation(config, set_ or [])
     folder = out or Path("runs") / f"{settings.name}-seed{settings.seed}"
+    if not quiet:
+        for line in plan_summary(settings):
+            typer.echo(line)
     with bars(quiet) as progress:
         record = run(settings, folder, engine=_engine(engine), resume=resume, overwrite=overwrite, progress=progress)
     report = folder.absolute() / "report.html"
     if quiet:
         typer.echo(_line(record, report))
-    else:
-        _print_table(record, settings)
-        typer.echo(f"report: {report}")
+        return
+    _print_table(f"{record.name}: {_what(record.evaluation)}", record.evaluation, settings)
+    known = folder / SIMULATED_EVALUATION
+    if known.is_file():
+        evaluation = read_evaluation(known)
+        _print_table(f"what the simulator knows, and no hospital releases: {_what(evaluation)}", evaluation, settings)
+    typer.echo(f"report: {report}")
 
 
 def _engine(name: str) -> EngineName:
@@ -89,9 +98,8 @@ def _engine(name: str) -> EngineName:
     raise typer.BadParameter(f"'{name}' is not one of local, flower", param_hint="--engine")
 
 
-def _rows(record: RunRecord) -> list[tuple[str, Metrics]]:
+def _rows(evaluation: Evaluation) -> list[tuple[str, Metrics]]:
     """Predictors in the order in which they read best; what was not computed is left out."""
-    evaluation = record.evaluation
     baselines = evaluation.baselines
     rows = [
         ("teacher (old modality)", evaluation.teacher),
@@ -105,21 +113,23 @@ def _rows(record: RunRecord) -> list[tuple[str, Metrics]]:
     return [(name, metrics) for name, metrics in rows if metrics is not None]
 
 
-def _print_table(record: RunRecord, settings: SimulationConfig) -> None:
+def _what(evaluation: Evaluation) -> str:
+    if evaluation.windows is None:
+        return "from noised sums over test patients"
+    return f"{evaluation.windows} windows of {evaluation.patients} test patients, {len(evaluation.classes)} classes"
+
+
+def _print_table(title: str, evaluation: Evaluation, settings: SimulationConfig) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    evaluation, level = record.evaluation, f"{settings.bootstrap.level:.0%} interval"
-    table = Table(
-        title=f"{record.name}: {evaluation.windows} windows of {evaluation.patients} test patients, "
-        f"{len(evaluation.classes)} classes",
-        box=box.SIMPLE,
-    )
+    level = f"{settings.bootstrap.level:.0%} interval"
+    table = Table(title=title, box=box.SIMPLE)
     table.add_column("", no_wrap=True)
     for column in ("balanced\naccuracy", level, "macro F1", "agreement"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, metrics in _rows(record):
+    for name, metrics in _rows(evaluation):
         balanced = metrics.balanced_accuracy
         table.add_row(name, _value(balanced), _interval(balanced), _value(metrics.f1_macro), _value(metrics.agreement))
     Console().print(table)
@@ -130,7 +140,7 @@ def _line(record: RunRecord, report: Path) -> str:
     names = {"teacher (old modality)": "teacher", "bridge, federated": "bridge"}
     shown = [
         f"{names[name]} {_value(metrics.balanced_accuracy)} {_interval(metrics.balanced_accuracy)}".rstrip()
-        for name, metrics in reversed(_rows(record))
+        for name, metrics in reversed(_rows(record.evaluation))
         if name in names
     ]
     return f"{record.name} {record.status}: balanced accuracy {', '.join(shown)}; report {report}"

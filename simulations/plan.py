@@ -146,7 +146,7 @@ def plan(config: SimulationConfig) -> Plan:
     )
 
 
-def print_plan_summary(config: SimulationConfig) -> list[str]:
+def plan_summary(config: SimulationConfig) -> list[str]:
     """Two to four lines to show before a run: parameters, predicted signal-to-noise ratio, epsilon of each cohort."""
     found = plan(config)
     lines = [f"bridge: {found.bridge.kind}, {_parameters(found.bridge)} trained numbers"]

@@ -15,7 +15,7 @@ from bridge.errors import ConfigError
 from bridge.privacy.forecast import FEASIBLE
 from simulations import cli
 from simulations.config import SimulationConfig, load_simulation
-from simulations.plan import PhasePlan, Plan, plan, print_plan_summary
+from simulations.plan import PhasePlan, Plan, plan, plan_summary
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -180,13 +180,13 @@ def test_every_shipped_configuration_can_be_planned(path: Path) -> None:
     settings = load_simulation(path)
     found = plan(settings)
     assert found.bridge.parameters > 0
-    lines = print_plan_summary(settings)
+    lines = plan_summary(settings)
     assert 2 <= len(lines) <= 4
     assert f"{found.bridge.parameters:,}" in lines[0]
 
 
 def test_the_summary_before_a_run() -> None:
-    lines = print_plan_summary(config())
+    lines = plan_summary(config())
     assert lines[0] == "bridge: prototype, 4,480 trained numbers"
     assert lines[1].startswith("privacy: threat model central, pair patients epsilon 8, test patients epsilon 3.")
     assert "signal-to-noise" in lines[2]
