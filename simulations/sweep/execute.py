@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -128,9 +129,9 @@ def _run_point(point: Point, out: Path) -> Row:
     """One run in this process, its row, and only what is small of its folder."""
     from simulations.run import run
 
-    folder = out / RUNS / point.key
+    folder, started = out / RUNS / point.key, time.monotonic()
     record = run(point.config, folder, resume=True)
-    row = row_of(point, folder, record)
+    row = row_of(point, folder, record, time.monotonic() - started)
     write_row(out / ROWS, row)
     for name in _PRUNED:
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -66,8 +66,8 @@ def figures(folder: Path) -> Evaluation:
         raise RunFolderError(f"{path}: can't be read", why=str(error), fix="run the sweep again") from error
 
 
-def row_of(point: Point, folder: Path, record: RunRecord) -> Row:
-    """The row of a completed run."""
+def row_of(point: Point, folder: Path, record: RunRecord, seconds: float) -> Row:
+    """The row of a completed run that took so long here: a private record tells no times."""
     chosen = record.selection
     private = point.config.privacy.private
     statement = _statement(folder) if private else {}
@@ -81,7 +81,7 @@ def row_of(point: Point, folder: Path, record: RunRecord) -> Row:
         delta=statement.get("delta"),
         parameters=record.bridge.parameters if record.bridge else None,
         positions=(chosen.input_position, chosen.output_position) if chosen else None,
-        seconds=record.seconds,
+        seconds=round(seconds, 3),
         figures=predictors(figures(folder)),
         released=record.evaluation.bridge if private else None,
     )
