@@ -152,11 +152,11 @@ def bridge_shape(pool: Pool, job: Job) -> BridgeShape:
     return BridgeShape.of(job.bridge, old, new, (M, L))
 
 
-def broadcast(pool: Pool, job: Job, seed: int) -> dict[str, NDArray[np.float32]]:
+def broadcast(pool: Pool, job: Job, seed: int, scale: float = 0.5) -> dict[str, NDArray[np.float32]]:
     """A made-up bridge with all its public constants; no site can know whether it was trained."""
     rng = np.random.default_rng(seed)
     shapes = bridge_shape(pool, job).arrays()
-    return {name: (0.5 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+    return {name: (scale * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,8 @@ class Asked:
     config: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     """Of the broadcast bridge, where there is one."""
+    scale: float = 0.5
+    """How large its numbers are."""
 
 
 def script(job: Job) -> list[Asked]:
@@ -245,7 +247,7 @@ def record(
                     job,
                     asked.kind,
                     asked.config,
-                    None if asked.seed is None else broadcast(pool, job, asked.seed),
+                    None if asked.seed is None else broadcast(pool, job, asked.seed, asked.scale),
                     node_config={"partition-id": site, "num-partitions": sites},
                     run_config={"simulation-folder": str(world), "run-key": key},
                 )

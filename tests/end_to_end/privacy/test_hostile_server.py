@@ -180,6 +180,7 @@ REFUSED: dict[str, tuple[dict[str, Any], ReasonCode, str]] = {
     "FedMedian": ({"strategy__name": "FedMedian"}, INVALID, "strategy.name 'FedMedian'"),
     "FedTrimmedAvg": ({"strategy__name": "FedTrimmedAvg"}, INVALID, "strategy.name 'FedTrimmedAvg'"),
     "Krum": ({"strategy__name": "Krum"}, INVALID, "strategy.name 'Krum'"),
+    "FedProx": ({"strategy__name": "FedProx"}, INVALID, "strategy.name 'FedProx'"),
     "several steps without noise": ({"privacy__mechanism": "central"}, INVALID, "train.local_steps 3"),
     "losses": ({"train__keep": "best", "train__criterion": "train_loss"}, INVALID, "train.criterion 'train_loss'"),
     "negatives of other patients": (
@@ -323,6 +324,16 @@ def test_messages_beyond_the_plan_are_refused(pool: Pool, tmp_path: Path) -> Non
     assert [server.code("evaluate", round=n, split="validation") for n in (1, 2)] == [0, 0]
     assert server.code("evaluate", round=3, split="validation") == ReasonCode.MESSAGE_INVALID
     assert [server.code("train", round=n) for n in (0, 1, 2, 3)] == [111, 0, 0, 111]
+
+
+def test_statistics_that_the_plan_has_no_use_for_are_refused(pool: Pool, tmp_path: Path) -> None:
+    fixed = {"mode": "fixed", "input_position": 1, "output_position": 1}
+    server = Server(pool, hospital(pool, tmp_path, POLICY), job(pool, selection=fixed, train__start="initial"))
+    assert server.code("query.describe") == 0
+    refusals = (ReasonCode.MESSAGE_INVALID, ReasonCode.ASKED_AGAIN)
+    for kind in ("query.probe", "query.similarity", "query.closed_form"):
+        assert server.code(kind) in refusals
+    assert server.code("train") == 0
 
 
 def test_a_new_run_does_not_refill_the_budget(pool: Pool, tmp_path: Path) -> None:
