@@ -55,11 +55,11 @@ class PrivateSelection(_Noised):
 class PrivateClosedForm(_Noised):
     """One release of the sufficient statistics of a ridge regression."""
 
-    clip: float = Field(default=1.0, gt=0)
+    clip: float = Field(default=0.5, gt=0)
     """R: bound on the L2 norm of one patient's statistics."""
-    gram: GramName = "public"
-    """The features' Gram matrix: that of the whitened public features (the identity), with means and variances of the
-    release (`diagonal`), or wholly of the release."""
+    gram: GramName = "released"
+    """The features' Gram matrix: wholly of the release; that of the whitened public features (the identity, `public`)
+    with means and variances of the release (`diagonal`); or wholly public. Fewer numbers take less noise."""
     drop_below_noise: bool = True
     """Whether singular values of the map that noise alone would reach are dropped."""
 
