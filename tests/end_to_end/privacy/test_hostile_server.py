@@ -127,7 +127,7 @@ class Server:
         return sum(line in entry for entry in self.log)
 
 
-MESSAGES = ("query.describe", "query.probe", "query.closed_form", "train", "evaluate")
+MESSAGES = ("query.describe", "query.probe", "train")
 
 WEAK, FORBIDDEN, INVALID = ReasonCode.PRIVACY_TOO_WEAK, ReasonCode.MECHANISM_FORBIDDEN, ReasonCode.JOB_INVALID
 

@@ -138,7 +138,8 @@ def test_a_patient_whose_recording_is_of_little_use_shows_by_nothing_else(
 ) -> None:
     patient = getattr(pool, whom)
     job = private_job(pool, "local", **FORMS["factored"])
-    shares = compare(pool, tmp_path, Cohorts((*pool.patients[:2], patient), (), pool.patients[2:3]), patient, job)
+    there = Cohorts((*pool.patients[:1], patient), (), pool.patients[2:3])
+    shares = compare(pool, tmp_path, there, patient, job, messages=script(job)[:-2])
     if whom != "short":
         assert set(shares.values()) == {0.0}
 
@@ -235,7 +236,7 @@ def compare_generated(pool: Pool, folder: Path, mechanism: Mechanism, seed: int)
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [1])
 def test_a_generated_site_with_and_without_a_patient(
     pool: Pool, tmp_path: Path, mechanism: Mechanism, seed: int
 ) -> None:
@@ -246,7 +247,7 @@ def test_a_generated_site_with_and_without_a_patient(
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_many_generated_sites_with_and_without_a_patient(pool: Pool, tmp_path: Path, mechanism: Mechanism) -> None:
     largest: dict[str, float] = {}
-    for seed in range(2, 32):
+    for seed in range(2, 36):
         for kind, share in compare_generated(pool, tmp_path / str(seed), mechanism, seed).items():
             largest[kind] = max(largest.get(kind, 0.0), share)
     assert largest.pop("query.describe") == 0.0

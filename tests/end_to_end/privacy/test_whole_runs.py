@@ -76,7 +76,7 @@ def _keys(value: Any, path: str = "") -> list[str]:
     return [f"{path}: {type(value).__name__}"]
 
 
-@pytest.mark.parametrize("mechanism", ["local", "central"])
+@pytest.mark.parametrize("mechanism", ["central", pytest.param("local", marks=pytest.mark.slow)])
 def test_runs_of_neighbours_look_the_same(pool: Pool, tmp_path: Path, mechanism: Mechanism) -> None:
     names = pool.patients
     job = private_job(pool, mechanism, strategy={"name": "FedAdam"}, train={"keep": "best"}, seed=2)
