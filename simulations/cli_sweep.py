@@ -56,10 +56,12 @@ def _print_table(sweep: SweepConfig, rows: list[Row]) -> None:
     from simulations.sweep.page import means_table
 
     content = means_table(rows, sweep.curves.metric if sweep.curves else "balanced_accuracy")
-    shown = range(len(sweep.grid) + 4)
-    table = Table(title=sweep.name, box=box.SIMPLE)
-    for number in shown:
-        table.add_column(content.heads[number], justify="right" if number in content.numeric else "left")
+    axes = [axis.rpartition(".")[2] for axis in sweep.grid]
+    heads = [*axes, *(head.lower() for head in content.heads[len(axes) : len(axes) + 3]), "bridge", "interval"]
+    table = Table(title=sweep.name, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number < len(axes) else "right", no_wrap=True)
     for cells in content.rows:
-        table.add_row(*(cells[number].replace("\n", "  ") for number in shown))
+        value, _, bounds = cells[len(axes) + 3].partition("\n")
+        table.add_row(*cells[: len(axes) + 3], value, bounds)
     Console().print(table)
