@@ -23,7 +23,7 @@ from bridge.encoders.cards import EncoderCard
 from bridge.errors import WeightsError
 from bridge.hashing import sha256_file, sha256_json
 from client.cache import Cache, Entry
-from client.errors import ModelsError, RecordingError
+from client.errors import ModelsError, RecordingError, SiteError
 from client.forget import Withdrawn, withdrawn
 from client.labels import LabelSource
 from client.site import Site
@@ -214,6 +214,10 @@ def _opened(site: Site, split: Split, paths: Sequence[Path], gone: Withdrawn, pr
                 found.append(recording)
         except RecordingError as error:
             problems.append(FileProblem(path, error))
+        except (SiteError, WeightsError, OSError):
+            raise  # the site's own trouble, not that of one recording
+        except Exception as error:  # whatever one recording does to a reader or a network concerns its patient alone
+            problems.append(FileProblem(path, _unusable(path, error)))
         if progress is not None:
             progress(done, len(paths))
     report_problems(site, problems)
@@ -223,6 +227,12 @@ def _opened(site: Site, split: Split, paths: Sequence[Path], gone: Withdrawn, pr
         raise no_windows(site, split, rejected, problems)
     table = WindowTable.joined([each.table for each in used])
     return FeatureSet(table, rejected, tuple(problems), site, used, cache)
+
+
+def _unusable(path: Path, error: Exception) -> RecordingError:
+    return RecordingError(
+        f"{path.name}: can't be used", why=f"{type(error).__name__}: {error}", fix="see to the file, or exclude it"
+    )
 
 
 def _stamp(site: Site, paths: Sequence[Path], gone: Withdrawn) -> str | None:

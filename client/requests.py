@@ -133,6 +133,8 @@ def read_request(message: Message, job: Job, policy: Policy, dimensions: Dimensi
         output_position=_integer(values, "output-position", kind, 0, dimensions.positions_old - 1),
         split=_split(values, kind),
     )
+    if kind in (PROBE, SIMILARITY) and job.selection.mode == "fixed":
+        raise _invalid(kind, "the job fixes the positions")
     if kind == CLOSED_FORM and not job.train.solves:
         raise _invalid(kind, "the job asks for no closed form")
     if kind == TRAIN and not job.rounds:

@@ -39,7 +39,7 @@ _TRUSTED: dict[MechanismName, str] = {
 }
 _NOT_COVERED = (
     "Timing: how long a site takes to answer is not hidden.",
-    "Floating point is not hardened: noise is drawn with 53 bits, and which sums can occur exactly is not hidden.",
+    "Floating point is not hardened: noise is drawn with 52 bits, and which sums can occur exactly is not hidden.",
     "A person who is a patient at k sites has k guarantees, composed: at most k times epsilon and k times delta.",
     "Other runs on the same patients add to this one. Each site's ledger, not this file, holds the total.",
     "That a hospital takes part, and that it declared itself to have enough patients, is public.",
