@@ -34,7 +34,9 @@ class Row(Settings):
     error: str | None = None
     threat_model: str = "none"
     epsilon: float | None = None
-    """Composed over all that a patient's data entered; null without a private mechanism."""
+    """Of a paired patient, composed over all that its data entered; null without a private mechanism."""
+    test_epsilon: float | None = None
+    """Of a test patient, who has a budget of its own."""
     delta: float | None = None
     parameters: int | None = None
     """Numbers that training changes."""
@@ -77,7 +79,8 @@ def row_of(point: Point, folder: Path, record: RunRecord, seconds: float) -> Row
         seed=point.seed,
         status="completed",
         threat_model=point.config.privacy.mechanism,
-        epsilon=statement.get("epsilon"),
+        epsilon=_cohort_epsilon(statement, "pair"),
+        test_epsilon=_cohort_epsilon(statement, "test"),
         delta=statement.get("delta"),
         parameters=record.bridge.parameters if record.bridge else None,
         positions=(chosen.input_position, chosen.output_position) if chosen else None,
@@ -107,6 +110,10 @@ def _statement(folder: Path) -> dict[str, Any]:
             f"{folder / PRIVACY_JSON}: can't be read", why=str(error), fix="a private run writes it: see its log.jsonl"
         ) from error
     return dict(found)
+
+
+def _cohort_epsilon(statement: Mapping[str, Any], cohort: str) -> float | None:
+    return next((each["epsilon"] for each in statement.get("cohorts", []) if each["cohort"] == cohort), None)
 
 
 def write_row(folder: Path, row: Row) -> None:
@@ -149,7 +156,7 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 def _line(row: Row) -> dict[str, Any]:
     line: dict[str, Any] = {**row.labels, **row.model_dump(include={"seed", "status", "threat_model"})}
-    line["composed_epsilon"], line["delta"] = row.epsilon, row.delta
+    line |= {"pair_epsilon": row.epsilon, "test_epsilon": row.test_epsilon, "delta": row.delta}
     line |= row.model_dump(include={"parameters", "seconds"})
     line["positions"] = "-".join(map(str, row.positions)) if row.positions else ""
     for predictor in PREDICTOR_NAMES:

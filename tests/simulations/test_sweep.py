@@ -189,7 +189,7 @@ def test_the_table_has_one_line_a_run_and_a_column_a_figure() -> None:
     failed = Row(key="f", labels={"privacy.epsilon": 2.0}, seed=0, status="failed", error="too few\nWhy: so")
     lines = list(csv.DictReader(csv_text([*rows, failed]).splitlines(keepends=True)))
     assert [line["bridge.balanced_accuracy"] for line in lines] == ["0.7", "0.5", ""]
-    assert (lines[0]["composed_epsilon"], lines[0]["parameters"], lines[0]["privacy.epsilon"]) == ("0.99", "12", "1.0")
+    assert (lines[0]["pair_epsilon"], lines[0]["parameters"], lines[0]["privacy.epsilon"]) == ("0.99", "12", "1.0")
     assert float(lines[0]["bridge.balanced_accuracy.low"]) == pytest.approx(0.6)
     assert (lines[2]["status"], lines[2]["error"]) == ("failed", "too few\nWhy: so")
 
@@ -294,3 +294,21 @@ def test_a_killed_sweep_goes_on_where_it_stood(session_cache: Path, tmp_path: Pa
     tables = [json.loads((tmp_path / name / "results.json").read_text())["rows"] for name in ("whole", "killed")]
     for one, other in zip(*tables, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_a_private_row_has_the_statements_epsilons_and_both_kinds_of_figures(
+    session_cache: Path, tmp_path: Path
+) -> None:
+    private = {"privacy.mechanism": "local", "privacy.epsilon": 3.0, "privacy.metrics.epsilon": 2.0}
+    chosen = {"selection": {"mode": "fixed", "input_position": 1, "output_position": 1}}
+    path = tiny_sweep(tmp_path / "s.yaml", grid={"kind": {"private": private | chosen}})
+    (found,) = run_sweep(load_sweep(path), tmp_path / "out", workers=1, progress=lambda what, done, total: None)
+    assert (found.status, found.threat_model) == ("completed", "local")
+    assert found.epsilon == pytest.approx(3.0, abs=1e-3)
+    assert found.test_epsilon == pytest.approx(2.0, abs=1e-3)
+    assert found.seconds > 0
+    true, released = found.figure("bridge"), found.released
+    assert true is not None
+    assert released is not None
+    assert released.balanced_accuracy is not None
+    assert released.balanced_accuracy.value != true.value
