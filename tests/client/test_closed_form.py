@@ -155,7 +155,7 @@ def test_a_private_sum_is_of_clipped_patients(small: Small, pairs: FeatureSet, m
 
 @pytest.mark.parametrize("clip", [1e-3, 0.5, 1e6])
 def test_adding_or_removing_a_patient_moves_it_by_its_own_part(small: Small, pairs: FeatureSet, clip: float) -> None:
-    asked = job(small, "central", clip=clip)
+    asked = job(small, "central", clip=clip, gram="public")
     whole = item(pairs, asked)
     for patient in np.unique(pairs.table.patients):
         part = by_hand(pairs, str(patient), "public")
@@ -166,7 +166,7 @@ def test_adding_or_removing_a_patient_moves_it_by_its_own_part(small: Small, pai
 
 def test_nobody_and_one_patient_look_the_same(small: Small, pairs: FeatureSet) -> None:
     names = np.unique(pairs.table.patients)
-    asked = job(small, "local")
+    asked = job(small, "local", gram="public")
     one = item(Without.of(pairs, [str(name) for name in names[1:]]), asked)
     nobody = item(None, asked)
     assert one.shape == nobody.shape == (closed_form_length(SHAPE, "public"),)

@@ -67,8 +67,9 @@ def test_parts_are_disjoint_complete_and_independent_of_the_order(
     try:
         split = split_patients(everybody, config)
     except CohortError:
-        assert rotations == 2
-        assert public > 0.45
+        # Refused only where the shares leave less than two patients for pairs, and each part may be off by one.
+        assert rotations > 1
+        assert count * (1 - public - 1 / rotations) * (1 - validation) < 2
         return
     sets = parts(split)
     assert sum(len(each) for each in sets) == count
