@@ -42,10 +42,12 @@ format: install  ## let ruff format and fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmarks: install  ## each prints a ratio against a named baseline
+benchmarks: install  ## each prints a ratio against a named baseline (private_selection: an hour, by itself)
 	$(BIN)/python -m benchmarks.selection
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.private_step
+	$(BIN)/python -m benchmarks.ledger
 
 clean:  ## remove what was made here (not the user's cache folder)
 	rm -rf $(VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache
