@@ -129,6 +129,10 @@ def _run_point(point: Point, out: Path) -> Row:
     """One run in this process, its row, and only what is small of its folder."""
     from simulations.run import run
 
+    from client import features
+
+    # Each run has site folders of its own: the memory maps of earlier ones would reach the system's limit.
+    features._sets.clear()
     folder, started = out / RUNS / point.key, time.monotonic()
     record = run(point.config, folder, resume=True)
     row = row_of(point, folder, record, time.monotonic() - started)
