@@ -127,9 +127,8 @@ def _site_features(folder: Path) -> None:
 
 def _run_point(point: Point, out: Path) -> Row:
     """One run in this process, its row, and only what is small of its folder."""
-    from simulations.run import run
-
     from client import features
+    from simulations.run import run
 
     # Each run has site folders of its own: the memory maps of earlier ones would reach the system's limit.
     features._sets.clear()
