@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from bridge.hashing import sha256_file
 from client.errors import CacheError
+from client.mapping import mapped
 
 log = logging.getLogger("fedbridge.site")
 
@@ -194,8 +195,7 @@ def _open(path: Path, stamp: Mapping[str, Any]) -> NDArray[Any]:
     # Hashing every byte at each opening would read what the map leaves on disk; an untouched file needs no second look.
     if status.st_mtime_ns != stamp["mtime_ns"] and sha256_file(path) != stamp["sha256"]:
         raise ValueError(f"{path.name} was changed")
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
+    return mapped(path)
 
 
 def _move(temporary: Path, place: Path) -> None:

@@ -198,6 +198,11 @@ def features(site: Site, split: Split, progress: Progress | None = None) -> Feat
     return found
 
 
+def drop_sets() -> None:
+    """Let go of the feature sets that this process keeps, where it goes on with other sites."""
+    _sets.clear()
+
+
 def _opened(site: Site, split: Split, paths: Sequence[Path], gone: Withdrawn, progress: Progress | None) -> FeatureSet:
     cache = Cache(site.cache_folder, site.file.cache.max_gigabytes)
     cache.sweep()

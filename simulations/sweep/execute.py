@@ -127,11 +127,10 @@ def _site_features(folder: Path) -> None:
 
 def _run_point(point: Point, out: Path) -> Row:
     """One run in this process, its row, and only what is small of its folder."""
-    from client import features
+    from client.features import drop_sets
     from simulations.run import run
 
-    # Each run has site folders of its own: the memory maps of earlier ones would reach the system's limit.
-    features._sets.clear()
+    drop_sets()  # each run has site folders of its own
     folder, started = out / RUNS / point.key, time.monotonic()
     record = run(point.config, folder, resume=True)
     row = row_of(point, folder, record, time.monotonic() - started)
