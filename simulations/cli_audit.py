@@ -10,7 +10,7 @@ import typer
 from simulations.cli_options import ConfigArgument, QuietOption, SetOption
 
 if TYPE_CHECKING:
-    from simulations.audit.record import AuditRecord
+    from server.audit_record import AuditRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,8 @@ def audit_command(
     quiet: QuietOption = False,
 ) -> None:
     """Put canary patients through the configured mechanisms and tell what epsilon they prove at least."""
-    from simulations.audit.record import audit, write_audit
+    from server.audit_record import write_audit
+    from simulations.audit.run import audit
     from simulations.config import load_simulation
     from simulations.progress import bars
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from bridge.config import load_yaml
 from bridge.errors import ConfigError
+from server.audit_record import AuditRecord, read_audit
 from server.errors import RunFolderError
 from server.record import SIMULATED_EVALUATION, Evaluation, RunRecord, read_record
 from server.report.privacy import released
@@ -31,6 +32,8 @@ class RunFolder:
     """None where there is no usable `privacy.json`."""
     simulated: Evaluation | None = None
     """What only a simulator can compute under a private mechanism."""
+    audit: AuditRecord | None = None
+    """What an attack with canary patients has shown."""
 
 
 def read_folder(path: Path) -> RunFolder:
@@ -45,7 +48,15 @@ def read_folder(path: Path) -> RunFolder:
         models = record.models or parts[0].models
         outbox = record.outbox or [row for part in parts for row in part.outbox]
         record = record.model_copy(update={"models": models, "outbox": outbox})
-    return RunFolder(path, record, rotations, _simulation(path, record), _statement(path), _simulated(path, record))
+    return RunFolder(
+        path,
+        record,
+        rotations,
+        _simulation(path, record),
+        _statement(path),
+        _simulated(path, record),
+        None if record.threat_model == "none" else read_audit(path),
+    )
 
 
 def _rotation(path: Path) -> RunRecord | str:

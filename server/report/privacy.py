@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from server.audit_record import AuditRecord
 from server.record import Evaluation, RunRecord
 from server.report.tables import Table
 from server.report.words import count
@@ -207,3 +208,37 @@ def simulated_on_whom(evaluation: Evaluation) -> str:
         return "on the test patients"
     windows = "" if evaluation.windows is None else f" ({count(evaluation.windows, 'window')})"
     return f"on {count(evaluation.patients, 'test patient')}{windows}"
+
+
+@dataclass(frozen=True)
+class AuditPart:
+    """The section on an audit: a sentence of its outcome, a row a phase, and what it can't show."""
+
+    verdict: str
+    bad: bool
+    phases: Table
+    not_covered: str
+
+
+def audit_part(record: AuditRecord | None) -> AuditPart | None:
+    """What to say of an audit; None where there was none."""
+    if record is None:
+        return None
+    rows = [
+        (
+            phase.phase.replace("_", " "),
+            str(phase.canaries),
+            f"{phase.correct} of {phase.guesses}",
+            f"{phase.lower_bound:.2f}",
+            f"{phase.claim.epsilon:.2f} at delta {phase.claim.delta:g}",
+            f"{phase.half_noise_bound:.2f}",
+        )
+        for phase in record.phases
+    ]
+    heads = ("Phase", "Canaries", "Right guesses", "Epsilon at least", "Claim", "With half the noise it would say")
+    verdict = (
+        f"Nothing speaks against the claim, with {record.confidence:.0%} confidence."
+        if record.holds
+        else f"The claim is refuted, with {record.confidence:.0%} confidence: something is wrong with the mechanism."
+    )
+    return AuditPart(verdict, not record.holds, Table(heads, rows, frozenset({1, 2, 3, 4, 5})), record.not_covered)

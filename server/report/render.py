@@ -14,7 +14,7 @@ from server.report import charts, tables
 from server.report.folder import RunFolder, read_folder
 from server.report.headline import headline, modality, remarks
 from server.report.page import fill, write_file
-from server.report.privacy import privacy_part, simulated_on_whom
+from server.report.privacy import audit_part, privacy_part, simulated_on_whom
 from server.report.windows import ExampleWindow, read_example_windows
 from server.report.words import count, figure, in_date, in_time, interval, predictors
 
@@ -73,6 +73,7 @@ def report_page(run: RunFolder, target: Path) -> dict[str, Any]:
         "meta": _meta(record),
         "private": private,
         "privacy": privacy_part(record, run.statement),
+        "audit": audit_part(run.audit),
         "simulated": _simulated(run),
         "bounded": any(row.balanced_accuracy and row.balanced_accuracy.low is not None for row in rows.values()),
         "intervals": evaluation.interval.rstrip(".").replace(" %", "\u00a0%"),

@@ -16,9 +16,10 @@ from bridge.errors import ConfigError
 from bridge.job import Job, Models
 from bridge.privacy.calibration import resolved
 from bridge.privacy.noise import NoiseSource
+from server.audit_record import AuditRecord, write_audit
 from simulations.audit.bound import correct_guesses, lower_bound, p_value
 from simulations.audit.canaries import Canaries, closed_form_scores, training_scores
-from simulations.audit.record import AuditRecord, audit, write_audit
+from simulations.audit.run import audit
 from simulations.cli import main
 from simulations.config import SimulationConfig, set_key
 

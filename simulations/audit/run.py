@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from bridge.config import Settings
 from bridge.errors import ConfigError
-from bridge.files import write_whole
 from bridge.job import Job, Models
 from bridge.privacy.accounting import Release, epsilon, plan_releases
 from bridge.privacy.calibration import resolved
 from bridge.privacy.noise import NoiseSource
-from server.errors import RunFolderError
+from server.audit_record import CONFIDENCE, AuditRecord, Claim, PhaseAudit
 from simulations.audit.bound import correct_guesses, lower_bound
 from simulations.audit.canaries import Canaries, Noise, closed_form_scores, training_scores
 from simulations.config import SimulationConfig
 
-AUDIT_JSON = "audit.json"
-CONFIDENCE = 0.95
 DELTA = 1e-5
 """Of the comparison. One run audits many canaries at once, and its proof pays for each with delta: at the plan's own,
 much larger one, it would prove next to nothing. Claim and bound are both taken at this delta."""
@@ -36,57 +28,6 @@ _COVERED = {
     "training": "sampling of patients, clipping of their gradients, the sum, its noise and the server's step",
     "closed_form": "clipping of patients' statistics, the sum and its noise",
 }
-
-
-class Claim(Settings):
-    """What the accountant says of what was audited."""
-
-    epsilon: float
-    delta: float
-
-
-class PhaseAudit(Settings):
-    """Audit of one phase by itself. The claim holds if `lower_bound` is not above `claim.epsilon`."""
-
-    phase: Literal["training", "closed_form"]
-    claim: Claim
-    lower_bound: float
-    """Of epsilon at `claim.delta`, with the record's confidence."""
-    canaries: int
-    inserted: int
-    guesses: int
-    correct: int
-    half_noise_bound: float
-    """The bound that the same audit gives where half the noise is left out: below the claim, the audit would not have
-    noticed that."""
-    covers: str
-
-    @property
-    def holds(self) -> bool:
-        """Whether the audit found nothing against the claim."""
-        return self.lower_bound <= self.claim.epsilon
-
-
-class AuditRecord(Settings):
-    """The whole of `audit.json`."""
-
-    schema_: Literal["fedbridge.audit/1"] = Field(default="fedbridge.audit/1", alias="schema")
-    name: str
-    threat_model: Literal["local", "central"]
-    confidence: float = CONFIDENCE
-    phases: list[PhaseAudit]
-    plan: Claim
-    """What the whole plan claims for a paired patient, at the plan's own delta."""
-    not_covered: str = (
-        "Selection and metrics, whose releases have too few numbers for many canaries; the transport, the ledger and "
-        "how a site reads its recordings; floating-point effects and timing. An audit can refute a claim; it can't "
-        "prove one."
-    )
-
-    @property
-    def holds(self) -> bool:
-        """Whether no phase's claim is refuted."""
-        return all(phase.holds for phase in self.phases)
 
 
 def audit(
@@ -173,16 +114,3 @@ class _HalfNoise(NoiseSource):
 
     def normal(self, shape: int | tuple[int, ...], deviation: float) -> NDArray[np.float64]:
         return self._whole.normal(shape, deviation / 2)
-
-
-def write_audit(folder: Path, record: AuditRecord) -> Path:
-    """Write `audit.json` into a folder, a run's for example, whose report then shows it. Raises `RunFolderError`."""
-    text = json.dumps(record.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False)
-    path = folder / AUDIT_JSON
-    try:
-        write_whole(path, text + "\n")
-    except OSError as error:
-        raise RunFolderError(
-            f"{path}: can't be written", why=error.strerror or "", fix="name a folder that is there"
-        ) from error
-    return path
