@@ -32,6 +32,8 @@ def audit_command(
 ) -> None:
     """Put canary patients through the configured mechanisms and tell what epsilon they prove at least."""
     from server.audit_record import write_audit
+    from server.record import RUN_JSON
+    from server.report.render import write_report
     from simulations.audit.run import audit
     from simulations.config import load_simulation
     from simulations.progress import bars
@@ -41,6 +43,8 @@ def audit_command(
         record = audit(settings, canaries, progress=progress)
     if out is not None:
         write_audit(out, record)
+        if (out / RUN_JSON).is_file():
+            write_report(out)
     if json:
         typer.echo(record.model_dump_json(by_alias=True, indent=2))
     else:
