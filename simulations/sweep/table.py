@@ -14,11 +14,11 @@ from pydantic import Field, ValidationError
 from bridge.config import Settings
 from bridge.files import write_whole
 from server.errors import RunFolderError
-from server.record import Evaluation, Metric, Metrics, RunRecord, read_record
+from server.record import SIMULATED_EVALUATION, Evaluation, Metric, Metrics, RunRecord, read_evaluation, read_record
 from server.report.words import METRIC_NAMES, PREDICTOR_NAMES, predictors
+from server.statement import PRIVACY_JSON, Statement, read_statement
 from simulations.sweep.grid import Label, Point
 
-SIMULATED_EVALUATION, PRIVACY_JSON = "simulated_evaluation.json", "privacy.json"
 RESULTS_JSON, RESULTS_CSV = "results.json", "results.csv"
 
 
@@ -60,28 +60,23 @@ def figures(folder: Path) -> Evaluation:
     Under a private mechanism `run.json` holds what may be released; the truth stands beside it.
     """
     path = folder / SIMULATED_EVALUATION
-    if not path.is_file():
-        return read_record(folder).evaluation
-    try:
-        return Evaluation.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{path}: can't be read", why=str(error), fix="run the sweep again") from error
+    return read_evaluation(path) if path.is_file() else read_record(folder).evaluation
 
 
 def row_of(point: Point, folder: Path, record: RunRecord, seconds: float) -> Row:
     """The row of a completed run that took so long here: a private record tells no times."""
     chosen = record.selection
     private = point.config.privacy.private
-    statement = _statement(folder) if private else {}
+    statements = _statements(folder, record) if private else []
     return Row(
         key=point.key,
         labels=dict(point.labels),
         seed=point.seed,
         status="completed",
         threat_model=point.config.privacy.mechanism,
-        epsilon=_cohort_epsilon(statement, "pair"),
-        test_epsilon=_cohort_epsilon(statement, "test"),
-        delta=statement.get("delta"),
+        epsilon=_lost(statements, "pair"),
+        test_epsilon=_lost(statements, "test"),
+        delta=sum(each.delta or 0.0 for each in statements) or None,
         parameters=record.bridge.parameters if record.bridge else None,
         positions=(chosen.input_position, chosen.output_position) if chosen else None,
         seconds=round(seconds, 3),
@@ -102,18 +97,15 @@ def failed_row(point: Point, error: str) -> Row:
     )
 
 
-def _statement(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / PRIVACY_JSON).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"{folder / PRIVACY_JSON}: can't be read", why=str(error), fix="a private run writes it: see its log.jsonl"
-        ) from error
-    return dict(found)
+def _statements(folder: Path, record: RunRecord) -> list[Statement]:
+    """What the run states; of one whose test patients were rotated, what each rotation states."""
+    return [read_statement(folder / name / PRIVACY_JSON) for name in record.rotations or [""]]
 
 
-def _cohort_epsilon(statement: Mapping[str, Any], cohort: str) -> float | None:
-    return next((each["epsilon"] for each in statement.get("cohorts", []) if each["cohort"] == cohort), None)
+def _lost(statements: Sequence[Statement], cohort: str) -> float | None:
+    """Epsilon of a cohort's patients; over rotations, in which a patient takes part again and again, the sum."""
+    found = [each.epsilon for statement in statements for each in statement.cohorts if each.cohort == cohort]
+    return sum(found) if found else None
 
 
 def write_row(folder: Path, row: Row) -> None:

@@ -202,7 +202,7 @@ def test_the_true_figures_of_a_private_run_stand_beside_its_record(finished: Pat
     (tmp_path / "simulated_evaluation.json").write_text(true.model_dump_json(), encoding="utf-8")
     assert figures(tmp_path) == true
     (tmp_path / "simulated_evaluation.json").write_text("{", encoding="utf-8")
-    with pytest.raises(RunFolderError, match="can't be read"):
+    with pytest.raises(RunFolderError, match="is not an evaluation"):
         figures(tmp_path)
 
 
