@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge.job import Job
-from bridge.messages import PROBE, SIMILARITY
-from client.statistics import SELECTION_KEY, at_each_position, demand_selection, selection_rows
+from client.statistics import SELECTION_KEY, at_each_position, selection_rows
 
 if TYPE_CHECKING:
     from bridge.privacy.noise import NoiseSource
@@ -38,7 +37,6 @@ def probe_sums(
     """
     from bridge.privacy.selection import probe_group_sums
 
-    demand_selection(job, PROBE)
     total = np.zeros(positions)
     if features is not None:
         rows = selection_rows(features, job)
@@ -62,7 +60,6 @@ def similarity_sums(
     `probe_sums`."""
     from bridge.privacy.selection import similarity_group_sums
 
-    demand_selection(job, SIMILARITY)
     total = np.zeros(positions)
     if features is not None:
         rows = selection_rows(features, job)

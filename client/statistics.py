@@ -9,8 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge.job import Job
-from bridge.messages import PROBE, SIMILARITY
-from client.errors import MessageError
 
 if TYPE_CHECKING:
     from client.features import FeatureSet
@@ -27,7 +25,6 @@ def probe_item(features: FeatureSet, job: Job, positions: int, classes: int, dea
     """
     from bridge.probe import probe_moments, probe_scores
 
-    demand_selection(job, PROBE)
     rows = selection_rows(features, job)
     outputs = at_each_position(features.new_output, positions, rows, deadline)
     moments = job.selection.mode == "moments"
@@ -48,7 +45,6 @@ def similarity_item(features: FeatureSet, job: Job, m: int, positions: int, dead
     `similarity_moments (positions_old, 3)`."""
     from bridge.cka import similarity_moments, similarity_scores
 
-    demand_selection(job, SIMILARITY)
     rows = selection_rows(features, job)
     inputs = at_each_position(features.old_input, positions, rows, deadline)
     moments = job.selection.mode == "moments"
@@ -72,11 +68,3 @@ def selection_rows(features: FeatureSet, job: Job) -> NDArray[np.int64]:
     from bridge.selection import cap_windows
 
     return cap_windows(features.table.patients, job.selection.windows_per_patient, SELECTION_KEY)
-
-
-def demand_selection(job: Job, kind: str) -> None:
-    """Raise `MessageError` where the job has no selection."""
-    if job.selection.mode == "fixed":
-        raise MessageError(
-            f"a message '{kind}' is refused", why="the job fixes the positions", fix="ask for no statistics"
-        )

@@ -20,7 +20,7 @@ from bridge.privacy.selection import sensitivity
 from bridge.probe import probe_scores
 from bridge.prototype import PrototypeBridge
 from bridge.shape import BridgeShape
-from client.errors import MessageError, NoWindowsError
+from client.errors import NoWindowsError
 from client.features import FeatureSet, features
 from client.private_evaluation import confusion_sums
 from client.private_statistics import probe_sums, similarity_sums
@@ -182,13 +182,3 @@ def test_a_patient_that_can_t_be_classified_counts_as_zero(
     own = found.new_output(2)[found.table.patients == "gamma-p00"]
     sent = confusion_sums(found, Failing(chain, own), CLASSES, None, Z)  # type: ignore[arg-type]
     np.testing.assert_array_equal(sent, confusion_sums(rest, chain, CLASSES, None, Z))
-
-
-def test_a_job_of_fixed_positions_gets_no_sums(small: Small, shrinking: list[FeatureSet | None]) -> None:
-    fixed = {"mode": "fixed", "input_position": 2, "output_position": 1}
-    job = private_job(small.models, selection=fixed)
-    for found in (shrinking[0], None):
-        with pytest.raises(MessageError):
-            probe_sums(found, job, POSITIONS_NEW, CLASSES, FOREVER, None)
-        with pytest.raises(MessageError):
-            similarity_sums(found, job, 2, POSITIONS_OLD, FOREVER, None)
