@@ -136,7 +136,9 @@ def test_an_unknown_key_is_told_in_flowers_words(tiny: Path) -> None:
 @pytest.mark.slow
 def test_control_c_ends_everything(tiny: Path) -> None:
     before = ray_processes()
+    # What a shell has put into the background ignores SIGINT, and so would the child.
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from pathlib import Path; from tests.simulations.test_flower_engine import run; "
         f"run(Path({str(tiny)!r}), mode='hang')"
     )
