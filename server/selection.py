@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ from server.releases import Releases
 from server.replies import Answer, Expected
 
 Scores = NDArray[np.float64]
+_Asking = Callable[..., dict[str, Scores]]
+"""Asks the sites for an item, with a check of each answer where there is one (`_ask` of one stage)."""
 
 
 @dataclass(frozen=True)
@@ -103,56 +106,35 @@ def _scan(
     releases: Releases | None,
 ) -> tuple[int, PositionScores]:
     log.emit(stage.phase, state="started", sites=len(exchange.roster))
-    scan = _private if job.privacy.private else _moments if job.selection.mode == "moments" else _scores
-    sites, found = scan(exchange, job, models, stage, config, releases)
+    ask = partial(_ask, exchange, job, models, stage, config)
+    if job.privacy.private:
+        assert releases is not None
+        sites, found = len(exchange.roster), _private(job, stage, ask, releases)
+    else:
+        scan = _moments if job.selection.mode == "moments" else _scores
+        sites, found = scan(job, stage, ask)
     position = choose_position(found.aggregate)
     log.emit(stage.phase, state="done", sites=sites, position=position)
     return position, found
 
 
-def _scores(
-    exchange: Exchange,
-    job: Job,
-    models: FrozenModels,
-    stage: _Stage,
-    config: Mapping[str, int],
-    releases: Releases | None,
-) -> tuple[int, PositionScores]:
-    per_site = _ask(exchange, job, models, stage, stage.scores_item, config)
+def _scores(job: Job, stage: _Stage, ask: _Asking) -> tuple[int, PositionScores]:
+    per_site = ask(stage.scores_item)
     aggregate = weighted_mean(per_site, {site: job.sites.weight(site) for site in per_site})
     listed = {site: scores.tolist() for site, scores in per_site.items()}
     return len(per_site), PositionScores(aggregate=aggregate.tolist(), per_site=listed)
 
 
-def _moments(
-    exchange: Exchange,
-    job: Job,
-    models: FrozenModels,
-    stage: _Stage,
-    config: Mapping[str, int],
-    releases: Releases | None,
-) -> tuple[int, PositionScores]:
+def _moments(job: Job, stage: _Stage, ask: _Asking) -> tuple[int, PositionScores]:
     item = stage.moments_item
-    per_site = _ask(exchange, job, models, stage, item, config, lambda a: stage.check_moments(a.values[item]))
+    per_site = ask(item, lambda answer: stage.check_moments(answer.values[item]))
     aggregate = stage.from_moments(np.sum(list(per_site.values()), axis=0))
     return len(per_site), PositionScores(aggregate=aggregate.tolist())
 
 
-def _private(
-    exchange: Exchange,
-    job: Job,
-    models: FrozenModels,
-    stage: _Stage,
-    config: Mapping[str, int],
-    releases: Releases | None,
-) -> tuple[int, PositionScores]:
-    assert releases is not None
-    summed = releases.noised(
-        stage.phase,
-        noise_deviation(job.privacy.selection),
-        lambda: _ask(exchange, job, models, stage, stage.private_item, config),
-    )
-    return len(exchange.roster), PositionScores(aggregate=summed.values.tolist(), noise_deviation=summed.deviation)
+def _private(job: Job, stage: _Stage, ask: _Asking, releases: Releases) -> PositionScores:
+    summed = releases.noised(stage.phase, noise_deviation(job.privacy.selection), lambda: ask(stage.private_item))
+    return PositionScores(aggregate=summed.values.tolist(), noise_deviation=summed.deviation)
 
 
 def _ask(
@@ -160,8 +142,8 @@ def _ask(
     job: Job,
     models: FrozenModels,
     stage: _Stage,
-    item: str,
     config: Mapping[str, int],
+    item: str,
     check: Callable[[Answer], None] | None = None,
 ) -> dict[str, Scores]:
     """The item of every site that answered well, by name."""

@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from bridge.config import load_yaml
 from bridge.errors import ConfigError
 from server.audit_record import AuditRecord, read_audit
 from server.errors import RunFolderError
-from server.record import SIMULATED_EVALUATION, Evaluation, RunRecord, read_record
+from server.record import SIMULATED_EVALUATION, Evaluation, RunRecord, read_evaluation, read_record
 from server.report.privacy import released
 from server.statement import PRIVACY_JSON, Statement, read_statement
 
@@ -85,6 +83,6 @@ def _simulated(path: Path, record: RunRecord) -> Evaluation | None:
     if record.threat_model == "none":
         return None
     try:
-        return Evaluation.model_validate_json((path / SIMULATED_EVALUATION).read_bytes())
-    except (OSError, ValidationError):
+        return read_evaluation(path / SIMULATED_EVALUATION)
+    except RunFolderError:
         return None
