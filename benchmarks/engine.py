@@ -145,8 +145,8 @@ def _local(module: ModuleType, out: Path, rounds: int, workers: int = 2) -> None
 
 
 def _flower(app: Path, out: Path, folder: Path) -> None:
+    from simulations.federation import federation_config
     from simulations.flower_engine import run_flower
-    from simulations.run_config import federation_config
 
     config = {"sites": SITES, "rounds": ROUNDS, "out": str(out)}
     run_flower(app, config, federation_config(SITES, 2), folder, ended=out.is_file)

@@ -89,3 +89,28 @@ class ExportError(FedbridgeError):
     """An exported bridge folder is incomplete, damaged, or can't be written."""
 
     exit_code = ExitCode.STORAGE
+
+
+class CodeError(FedbridgeError):
+    """The installed code is not what it must be: a package is missing or another's, Flower is not the tested version,
+    or the code is not that of the study."""
+
+    exit_code = ExitCode.REFUSED
+
+
+class StudyError(FedbridgeError):
+    """A study file is damaged, incomplete, signed by nobody or by another key, or not what it was."""
+
+    exit_code = ExitCode.REFUSED
+
+
+class EnrolmentError(FedbridgeError):
+    """A coordinator file, an enrolment request or a key can't be used: unreadable, forged, unknown, revoked, double."""
+
+    exit_code = ExitCode.REFUSED
+
+
+class ServiceError(FedbridgeError):
+    """A long-running process could not be started or ended, or is running already."""
+
+    exit_code = ExitCode.FAILED

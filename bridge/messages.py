@@ -61,6 +61,11 @@ class ReasonCode(IntEnum):
     BUDGET_SPENT = 117
     ASKED_AGAIN = 118
     LEDGER_UNUSABLE = 119
+    CODE_NOT_ACCEPTED = 120
+    JOB_NOT_ACCEPTED = 121
+    STUDY_WITHDRAWN = 122
+    ASKED_TOO_OFTEN = 123
+    STUDY_UNUSABLE = 124
 
 
 SENTENCES: MappingProxyType[ReasonCode, str] = MappingProxyType(
@@ -86,6 +91,11 @@ SENTENCES: MappingProxyType[ReasonCode, str] = MappingProxyType(
         ReasonCode.BUDGET_SPENT: "The patients' privacy budget does not suffice for the job.",
         ReasonCode.ASKED_AGAIN: "The message was begun before and its reply is lost, or its plan is used up.",
         ReasonCode.LEDGER_UNUSABLE: "The site's privacy ledger can't be used.",
+        ReasonCode.CODE_NOT_ACCEPTED: "The site has not accepted the code of this run.",
+        ReasonCode.JOB_NOT_ACCEPTED: "The site has accepted no study with this job.",
+        ReasonCode.STUDY_WITHDRAWN: "The site has withdrawn from this study.",
+        ReasonCode.ASKED_TOO_OFTEN: "The site has answered this question as often as the study says.",
+        ReasonCode.STUDY_UNUSABLE: "The site's record of the study it accepted can't be used.",
     }
 )
 

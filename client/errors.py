@@ -73,6 +73,24 @@ class PolicyError(SiteError):
         return (_policy_error, (self.reason, self.what, self.why, self.fix))
 
 
+class NotAcceptedError(SiteError):
+    """What a run asks for is not what this site accepted: other code, another job, a withdrawn study, once too often,
+    or the record of the acceptance can't be used. Raised before any data is touched."""
+
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, reason: ReasonCode, what: str, *, why: str = "", fix: str = "") -> None:
+        super().__init__(what, why=why, fix=fix)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_not_accepted_error, (self.reason, self.what, self.why, self.fix))
+
+
+def _not_accepted_error(reason: ReasonCode, what: str, why: str, fix: str) -> NotAcceptedError:
+    return NotAcceptedError(reason, what, why=why, fix=fix)
+
+
 def _policy_error(reason: ReasonCode, what: str, why: str, fix: str) -> PolicyError:
     return PolicyError(reason, what, why=why, fix=fix)
 

@@ -71,6 +71,26 @@ class Site:
         """Folder of the feature cache."""
         return self.resolve(self.file.cache.folder)
 
+    @property
+    def coordinator_path(self) -> Path:
+        """The coordinator's file."""
+        return self.resolve(self.file.deployment.coordinator)
+
+    @property
+    def keys_folder(self) -> Path:
+        """Folder of the node's secret key and the executor's secret."""
+        return self.resolve(self.file.deployment.keys)
+
+    @property
+    def studies_folder(self) -> Path:
+        """Folder of the studies that were accepted."""
+        return self.resolve(self.file.deployment.studies)
+
+    @property
+    def state_folder(self) -> Path:
+        """Folder of Flower's own files, of process ids and of what the services print."""
+        return self.resolve(self.file.deployment.state)
+
     @cached_property
     def old_card(self) -> EncoderCard:
         """Card of the old encoder, checked against its weights and the site file. Raises `ModelsError`."""

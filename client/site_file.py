@@ -174,6 +174,21 @@ class CacheSection(Settings):
     """Beyond it, what was used least recently is deleted."""
 
 
+class DeploymentSection(Settings):
+    """A site on a machine of its own: where its part of Flower keeps things. `fedbridge-site init` makes the folders."""
+
+    coordinator: Path = Path("coordinator.yaml")
+    """The coordinator's file, as it was handed over."""
+    keys: Path = Path("keys")
+    """Folder of the node's secret key and the executor's secret; its owner alone may read it."""
+    studies: Path = Path("studies")
+    """Folder of the studies that were accepted."""
+    state: Path = Path("state")
+    """Folder of Flower's own files, of process ids and of what the services print."""
+    port: int = Field(default=9094, ge=1, le=65535)
+    """Port on 127.0.0.1 over which SuperNode and executor of this site talk; another for each site of a machine."""
+
+
 class SiteFile(Settings):
     """The keys of a site file. Relative paths are relative to the file."""
 
@@ -205,6 +220,8 @@ class SiteFile(Settings):
     as long as the recordings are used, outside any run's folder."""
     log: Path = Path("site.log")
     """Errors in full, for the site's engineer alone."""
+    deployment: DeploymentSection = DeploymentSection()
+    """For a site on a machine of its own."""
 
     @field_validator("site")
     @classmethod

@@ -25,10 +25,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from bridge.bundle import build_app
 from bridge.hashing import sha256_json
+from bridge.run_config import Value, toml_text
 from simulations.errors import EngineError
-from simulations.flower_app import build_app
-from simulations.run_config import Value, toml_text
 
 MARK = "FEDBRIDGE_RUN"
 """Environment variable that every process of one run inherits: the hash of its run folder."""

@@ -22,10 +22,12 @@ from pathlib import Path
 
 import yaml
 
+from bridge.bundle import build_app
 from bridge.config import load_model
 from bridge.encoders.cards import EncoderCard, HeadCard, read_card
 from bridge.job import Job, Models, job_text
 from bridge.privacy.calibration import resolved
+from bridge.run_config import RUN_CONFIG_DEFAULTS, Value, toml_text
 from client.errors import NoWindowsError
 from client.policy import Policy
 from client.policy import template as policy_template
@@ -45,10 +47,9 @@ from client.site_file import (
 from server.errors import RunFolderError
 from simulations.config import DataConfig, SimulationConfig
 from simulations.encoders import HEAD, NEW, OLD, NewEncoderConfig, PublicWindows, train_models
-from simulations.flower_app import build_app
+from simulations.federation import federation_config
 from simulations.partitions import Hospital, hospitals
 from simulations.progress import Progress
-from simulations.run_config import RUN_CONFIG_DEFAULTS, Value, federation_config, toml_text
 from simulations.source import PatientData, Source, cache_root
 from simulations.split import Split, split_patients
 

@@ -32,9 +32,9 @@ from server.record import (
 from simulations.config import SimulationConfig
 from simulations.errors import EngineError
 from simulations.evaluation import PREDICTIONS, PREDICTIONS_CSV, Predictions, evaluate
+from simulations.federation import federation_config
 from simulations.prepare import CONFIG, JOB, prepare, read_config, run_config, site_folders
 from simulations.progress import Progress, following, no_progress
-from simulations.run_config import federation_config
 from simulations.source import cache_root
 
 EngineName = Literal["local", "flower"]

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from bridge.bundle import build_app
 from bridge.hashing import sha256_json
+from bridge.run_config import APP_COMPONENTS, RUN_CONFIG_DEFAULTS, toml_text
 from simulations.errors import EngineError
-from simulations.flower_app import build_app
+from simulations.federation import federation_config
 from simulations.flower_engine import MARK, end_processes, marked_processes, run_flower
-from simulations.run_config import APP_COMPONENTS, RUN_CONFIG_DEFAULTS, federation_config, toml_text
 
 ROOT = Path(__file__).resolve().parents[2]
 

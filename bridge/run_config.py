@@ -1,4 +1,4 @@
-"""The flat keys of a Flower run config, and the two TOML files that `prepare` writes for `flwr run`."""
+"""The flat keys of a Flower run config, and how they are written for `flwr run`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,6 @@ RUN_CONFIG_DEFAULTS: Mapping[str, Value] = MappingProxyType(
     }
 )
 """Every key of a run config with its default: what `[tool.flwr.app.config]` of the app declares."""
-
-
-def federation_config(sites: int, workers: int) -> dict[str, Value]:
-    """Flower's simulation settings: one CPU a site, `workers` of them at the same time, Ray's own log off."""
-    return {
-        "num-supernodes": sites,
-        "client-resources-num-cpus": 1,
-        "init-args-num-cpus": workers,
-        "init-args-logging-level": "error",
-        "init-args-log-to-driver": False,
-    }
 
 
 def toml_text(values: Mapping[str, Value]) -> str:
