@@ -175,7 +175,7 @@ class CacheSection(Settings):
 
 
 class DeploymentSection(Settings):
-    """A site on a machine of its own: where its part of Flower keeps things. `fedbridge-site init` makes the folders."""
+    """A site on a machine of its own: where its part of Flower keeps things (`fedbridge-site init`)."""
 
     coordinator: Path = Path("coordinator.yaml")
     """The coordinator's file, as it was handed over."""
