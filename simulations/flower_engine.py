@@ -8,13 +8,10 @@ since the mark is read from /proc.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,11 +25,11 @@ from typing import Any
 from bridge.bundle import build_app
 from bridge.hashing import sha256_json
 from bridge.run_config import Value, toml_text
+from server.flower_command import FlowerCommand, words
 from simulations.errors import EngineError
 
 MARK = "FEDBRIDGE_RUN"
 """Environment variable that every process of one run inherits: the hash of its run folder."""
-_SUBMIT_SECONDS = 120.0
 _POLL_SECONDS = 5.0
 _GRACE_SECONDS = 10.0
 
@@ -82,31 +79,24 @@ def run_flower(
 
 
 class _Flower:
-    """The `flwr` command with an own home, port and working folder."""
+    """One run on a local SuperLink with an own home, port and working folder."""
 
     def __init__(self, place: Path, mark: str) -> None:
         self._home = place / "home"
-        self._empty = place / "empty"
         self._home.mkdir()
-        self._empty.mkdir()
-        binaries = Path(sys.executable).parent
-        self._command = shutil.which("flwr", path=str(binaries)) or shutil.which("flwr")
-        self._environment = os.environ | {
-            MARK: mark,
-            "FLWR_HOME": str(self._home),
-            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(_free_port()),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_DEDUP_LOGS": "0",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            "RAY_TMPDIR": str(place),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONWARNINGS": "ignore",
-            # `flwr run` starts the SuperLink by its bare name.
-            "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
-        }
+        self._command = FlowerCommand(
+            self._home,
+            {
+                MARK: mark,
+                "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(_free_port()),
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "RAY_DEDUP_LOGS": "0",
+                "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+                "RAY_TMPDIR": str(place),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONWARNINGS": "ignore",
+            },
+        )
 
     def submit(self, app: Path, run_config: Mapping[str, Value], federation: Mapping[str, Value]) -> str:
         """Start the run and return its id."""
@@ -116,11 +106,11 @@ class _Flower:
             path = self._home / f"{option.strip('-')}.toml"
             path.write_text(toml_text(values), encoding="utf-8")
             arguments += [option, str(path)]
-        answer = self._ask("run", str(app), *arguments)
+        answer = self._command.ask("run", str(app), *arguments)
         if not answer.get("success") or not answer.get("run-id"):
             raise EngineError(
                 "Flower did not start the run",
-                why=_words(answer),
+                why=words(answer),
                 fix="correct what it names; `fedbridge-sim run --engine local` needs no Flower processes",
             )
         return str(answer["run-id"])
@@ -128,13 +118,13 @@ class _Flower:
     def watch(self, run_id: str, ended: Callable[[], bool]) -> Outcome:
         """Poll until the run has finished."""
         while True:
-            answer = self._ask("list", "--run-id", run_id)
+            answer = self._command.ask("list", "--run-id", run_id)
             runs = answer.get("runs") or [{}]
             status = str(runs[0].get("status", ""))
             if status.startswith("finished:"):
                 return Outcome(run_id, status.partition(":")[2], str(runs[0].get("status-details", "") or ""))
             if not status:
-                raise EngineError("Flower lost the run", why=_words(answer))
+                raise EngineError("Flower lost the run", why=words(answer))
             was_over = ended()
             deadline = time.monotonic() + _POLL_SECONDS
             while time.monotonic() < deadline and (was_over or not ended()):
@@ -142,32 +132,7 @@ class _Flower:
 
     def keep_log(self, run_id: str, target: Path) -> None:
         """Write what the run printed, its traceback too, into a file."""
-        target.write_text(self._call("log", run_id, "--show").stdout, encoding="utf-8")
-
-    def _ask(self, *arguments: str) -> dict[str, Any]:
-        """The JSON object that a command answers; what it printed instead comes under `error-message`."""
-        done = self._call(*arguments, "--format", "json")
-        told = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        return _last_json(done.stdout) or {"error-message": told[-1].strip() if told else "no answer"}
-
-    def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        if self._command is None:
-            raise EngineError("the command `flwr` is not installed", fix="pip install 'fedbridge[simulation]'")
-        try:
-            return subprocess.run(
-                [self._command, *arguments],
-                cwd=self._empty,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_SUBMIT_SECONDS,
-                start_new_session=True,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise EngineError(
-                f"`flwr {arguments[0]}` did not answer within {_SUBMIT_SECONDS:.0f} s", fix="try again"
-            ) from error
+        target.write_text(self._command.call("log", run_id, "--show").stdout, encoding="utf-8")
 
 
 def marked_processes(mark: str) -> list[int]:
@@ -277,18 +242,3 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         return
-
-
-def _words(answer: dict[str, Any]) -> str:
-    """Flower's own words for a failure: the last paragraph, after its notes on what it is about to do."""
-    return str(answer.get("error-message") or answer).strip().rpartition("\n\n")[2]
-
-
-def _last_json(text: str) -> dict[str, Any]:
-    """The JSON object that `flwr ... --format json` printed, possibly after other lines."""
-    start = text.find("{")
-    try:
-        value = json.loads(text[start:]) if start >= 0 else {}
-    except json.JSONDecodeError:
-        return {}
-    return value if isinstance(value, dict) else {}
