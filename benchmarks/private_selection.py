@@ -43,7 +43,8 @@ from client.statistics import SELECTION_KEY
 from server.models import read_models
 from simulations.config import load_simulation
 from simulations.controls import join_sites, train_alone
-from simulations.prepare import MODELS, prepare, read_job, site_folders
+from simulations.hospital_files import MODELS
+from simulations.prepare import prepare, read_job, site_folders
 
 HOSPITALS, PATIENTS, TEST = 8, 60, 0.3
 EPSILONS, DELTA = (0.5, 1.0), 1e-3

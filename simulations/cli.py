@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,18 +35,25 @@ def prepare_command(
     out: Annotated[Path, typer.Option("--out", help="Folder to make; must not hold anything.")],
     set_: SetOption = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the recordings instead of linking to them.")] = False,
+    standalone: Annotated[
+        bool,
+        typer.Option("--standalone", help="Site folders for machines of their own, and a study to build for them."),
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write real site folders, models and the job of a study, and tell how Flower runs it."""
     from simulations.config import load_simulation
-    from simulations.prepare import flwr_command, prepare
+    from simulations.prepare import STUDY, flwr_command, prepare
     from simulations.progress import bars
 
     settings = load_simulation(config, set_ or [])
     with bars(quiet) as progress:
-        folder = prepare(settings, out, copy=copy, progress=progress)
+        folder = prepare(settings, out, copy=copy, standalone=standalone, progress=progress)
     typer.echo(f"prepared: {folder}")
-    typer.echo(f"run it with Flower: {flwr_command(folder)}")
+    if standalone:
+        typer.echo(f"build its study: fedbridge-server study build {shlex.quote(str(folder / STUDY))} --out STUDY.zip")
+    else:
+        typer.echo(f"run it with Flower: {flwr_command(folder)}")
 
 
 @app.command("run")

@@ -44,7 +44,8 @@ from server.models import read_models
 from server.record import read_record
 from simulations.config import SimulationConfig
 from simulations.evaluation import ALONE, Classes, Predictions
-from simulations.prepare import MODELS, read_job, site_folders
+from simulations.hospital_files import MODELS
+from simulations.prepare import read_job, site_folders
 from simulations.progress import Progress
 
 CONTROLS_FOLDER = "controls"

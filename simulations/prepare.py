@@ -4,6 +4,7 @@
     DIR/models/           old_encoder, new_encoder, task_head, public_vectors.safetensors
     DIR/job.yaml          the job that every site is asked to do
     DIR/app/, DIR/run-config.toml, DIR/federation-config.toml   the same for `flwr run`
+    DIR/study.yaml        instead of those three, where the site folders stand alone: a study to build
     DIR/config.yaml       the resolved configuration
 
 Everything is made in a folder beside DIR and renamed at the end, so DIR is whole or not there at all.
@@ -11,7 +12,6 @@ Everything is made in a folder beside DIR and renamed at the end, so DIR is whol
 
 from __future__ import annotations
 
-import csv
 import os
 import secrets
 import shlex
@@ -29,44 +29,54 @@ from bridge.job import Job, Models, job_text
 from bridge.privacy.calibration import resolved
 from bridge.run_config import RUN_CONFIG_DEFAULTS, Value, toml_text
 from client.errors import NoWindowsError
-from client.policy import Policy
-from client.policy import template as policy_template
 from client.site import InputFormat, Site
 from client.site_file import (
-    CacheSection,
     LabelsSection,
     ModelsSection,
-    QualitySection,
-    ReaderSection,
-    SignalSection,
     SiteFile,
     SplitsSection,
-    WindowSection,
-    write_site_file,
 )
 from server.errors import RunFolderError
 from simulations.config import DataConfig, SimulationConfig
 from simulations.encoders import HEAD, NEW, OLD, NewEncoderConfig, PublicWindows, train_models
 from simulations.federation import federation_config
-from simulations.partitions import Hospital, hospitals
+from simulations.hospital_files import (
+    MODELS,
+    SITES,
+    common_keys,
+    labels_section,
+    members_of,
+    signal_section,
+    site_names,
+    write_labels,
+    write_recordings,
+    write_sites,
+)
+from simulations.partitions import hospitals
 from simulations.progress import Progress
-from simulations.source import PatientData, Source, cache_root
+from simulations.source import PatientData, Source
 from simulations.split import Split, split_patients
 
-CONFIG, JOB, SITES, MODELS, APP = "config.yaml", "job.yaml", "sites", "models", "app"
+CONFIG, JOB, STUDY, APP = "config.yaml", "job.yaml", "study.yaml", "app"
 RUN_CONFIG, FEDERATION_CONFIG = "run-config.toml", "federation-config.toml"
 RUN_KEY = "run-key"
 """Names this very run in the sites' privacy ledgers: the same after a resume, another for the next run."""
 
 
 def prepare(
-    config: SimulationConfig, out: Path, *, copy: bool = False, progress: Progress = lambda what, done, total: None
+    config: SimulationConfig,
+    out: Path,
+    *,
+    copy: bool = False,
+    standalone: bool = False,
+    progress: Progress = lambda what, done, total: None,
 ) -> Path:
     """Make the folder `out` of a study and return it.
 
     Models are trained on the public patients, or taken from the cache. `copy` puts copies of the recordings into the
-    site folders, links otherwise. Raises `RunFolderError` where `out` exists and holds something, or can't be written,
-    and what source, split, partition and training raise; then nothing is left behind.
+    site folders, links otherwise; `standalone` makes site folders that may be carried to machines of their own, and a
+    study to build. Raises `RunFolderError` where `out` exists and holds something, or can't be written, and what
+    source, split, partition and training raise; then nothing is left behind.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 - a link is kept as the user named it
     _check_free(out)
@@ -77,8 +87,12 @@ def prepare(
         _write_text(folder / CONFIG, config.text())
         _train(source, split, config, folder, progress)
         _write_examples(source, split, config, folder)
-        _write_sites(source, dealt, config, folder, copy, progress)
-        _write_texts(config, folder, out, len(dealt))
+        write_sites(source, dealt, config, folder, copy=copy, standalone=standalone, progress=progress)
+        job = _write_job(config, folder, len(dealt))
+        if standalone:
+            _write_text(folder / STUDY, study_text(job))
+        else:
+            _write_flower(config, folder, out, len(dealt))
     return out
 
 
@@ -154,14 +168,14 @@ def _public_windows(
 
     is_old = role == "old"
     encoder: NewEncoderConfig = config.encoders.old if is_old else config.encoders.new
-    members = _members(source, patients)
+    members = members_of(source, patients)
     file = SiteFile(
         site=f"public-{role}",
-        old=_signal(source, "old") if is_old else None,
-        new=None if is_old else _signal(source, "new"),
+        old=signal_section(source, "old") if is_old else None,
+        new=None if is_old else signal_section(source, "new"),
         splits=SplitsSection(pair=tuple(patients), validation=(), test=()),
-        labels=_labels(source, config.data) if is_old else LabelsSection(),
-        **_common(source),
+        labels=labels_section(source, config.data) if is_old else LabelsSection(),
+        **common_keys(source),
     )
     spec = encoder.spec(source.old if is_old else source.new, source.window_seconds)
     form = InputFormat(window=spec, preprocessing=encoder.preprocessing)
@@ -185,11 +199,11 @@ def _write_examples(source: Source, split: Split, config: SimulationConfig, fold
         return
     file = SiteFile(
         site="examples",
-        old=_signal(source, "old"),
-        new=_signal(source, "new"),
-        labels=_labels(source, config.data),
+        old=signal_section(source, "old"),
+        new=signal_section(source, "new"),
+        labels=labels_section(source, config.data),
         models=ModelsSection(**{name: folder / MODELS / name for name in (OLD, NEW, HEAD)}),
-        **_common(source),
+        **common_keys(source),
     )
     with _public_site(folder, file, members) as site, suppress(NoWindowsError):
         write_example_windows(folder, example_windows(site, source.classes))
@@ -199,81 +213,36 @@ def _write_examples(source: Source, split: Split, config: SimulationConfig, fold
 def _public_site(folder: Path, file: SiteFile, members: Sequence[PatientData]) -> Iterator[Site]:
     """A site of some patients for as long as the block lasts."""
     place = folder / ".public"
-    _write_recordings(place / "recordings", members, copy=False)
-    _write_labels(place / "labels.csv", members)
+    write_recordings(place / "recordings", members, copy=False)
+    write_labels(place / "labels.csv", members)
     try:
         yield Site(place / "site.yaml", file)
     finally:
         shutil.rmtree(place)
 
 
-def _write_sites(
-    source: Source, dealt: Sequence[Hospital], config: SimulationConfig, folder: Path, copy: bool, progress: Progress
-) -> None:
-    names = _site_names(len(dealt))
-    for i, hospital in enumerate(dealt):
-        progress("site folders", i, len(dealt))
-        place = folder / SITES / f"site-{i}"
-        name = names[i]
-        members = _members(source, (*hospital.pair, *hospital.validation, *hospital.test))
-        _write_recordings(place / "recordings", members, copy=copy)
-        _write_labels(place / "labels.csv", members)
-        _write_text(place / "policy.yaml", policy_text(config.policy, name))
-        file = SiteFile(
-            site=name,
-            old=_signal(source, "old"),
-            new=_signal(source, "new"),
-            labels=_labels(source, config.data),
-            splits=SplitsSection(pair=hospital.pair, validation=hospital.validation, test=hospital.test),
-            models=ModelsSection(**{name: Path("../..") / MODELS / name for name in (OLD, NEW, HEAD)}),
-            policy=Path("policy.yaml"),
-            cache=CacheSection(folder=cache_root().absolute() / "features", max_gigabytes=config.cache.max_gigabytes),
-            **_common(source),
-        )
-        write_site_file(place / "site.yaml", file)
-    progress("site folders", len(dealt), len(dealt))
-
-
-def _site_names(count: int) -> tuple[str, ...]:
-    digits = len(str(count))
-    return tuple(f"hospital-{i + 1:0{digits}d}" for i in range(count))
-
-
-def policy_text(policy: Policy, site: str) -> str:
-    """The policy file that ships, every key explained, with this policy's values in place of the defaults."""
-    values = policy.model_dump(mode="json") | {"site": site}
-    defaults = Policy().model_dump(mode="json")
-    text = policy_template(site).replace(
-        "Without this file, the strictest defaults hold, which are the values written here.",
-        "Without this file, the strictest defaults hold. Written by `fedbridge-sim prepare`.",
-    )
-    lines = text.split("\n")
-    for key, value in values.items():
-        if key != "site" and value != defaults[key]:
-            lines = _replaced(lines, key, value)
-    return "\n".join(lines)
-
-
-def _replaced(lines: list[str], key: str, value: object) -> list[str]:
-    """The lines with one top-level key's block exchanged; the comments above it stay."""
-    start = next(i for i, line in enumerate(lines) if line.startswith(f"{key}:"))
-    end = start + 1
-    while end < len(lines) and lines[end][:1] in (" ", "-"):
-        end += 1
-    block = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True).rstrip("\n").split("\n")
-    return [*lines[:start], *block, *lines[end:]]
-
-
-def _write_texts(config: SimulationConfig, folder: Path, out: Path, sites: int) -> None:
-    """Job and Flower's two files; their paths name the folder as it will be called."""
+def _write_job(config: SimulationConfig, folder: Path, sites: int) -> Job:
     models = folder / MODELS
     digests = Models(
         old_encoder=read_card(models / OLD, EncoderCard).digest,
         new_encoder=read_card(models / NEW, EncoderCard).digest,
         task_head=read_card(models / HEAD, HeadCard).digest,
     )
+    job = _with_expected(config.job(digests), site_names(sites))
+    _write_text(folder / JOB, job_text(resolved(job)))
+    return job
+
+
+def study_text(job: Job) -> str:
+    """The study of a job as `fedbridge-server study build` reads it, every key written out; models lie beside it."""
+    content = job.model_dump(mode="json", exclude={"schema_", "coordinator", "models"})
+    study = {"schema": "fedbridge.study-config/1", "models": {"folder": MODELS}, **content}
+    return yaml.safe_dump(study, sort_keys=False, allow_unicode=True)
+
+
+def _write_flower(config: SimulationConfig, folder: Path, out: Path, sites: int) -> None:
+    """App, run key and Flower's two files; their paths name the folder as it will be called."""
     build_app(folder / APP)
-    _write_text(folder / JOB, job_text(resolved(_with_expected(config.job(digests), _site_names(sites)))))
     _write_text(folder / RUN_KEY, secrets.token_hex(16) + "\n")
     values = run_config(folder, engine="flower", resume=False)
     values |= {key: str(out / Path(str(values[key])).relative_to(folder)) for key in values if key.endswith("-folder")}
@@ -287,49 +256,6 @@ def _with_expected(job: Job, names: tuple[str, ...]) -> Job:
         return job
     expected = tuple(job.sites.weights) or names
     return job.model_copy(update={"sites": job.sites.model_copy(update={"expected": expected})})
-
-
-def _common(source: Source) -> dict[str, object]:
-    return {
-        "reader": ReaderSection(name=source.reader, options=source.reader_options),
-        "folder": Path("recordings"),
-        "window": WindowSection(seconds=source.window_seconds, step_seconds=source.step_seconds),
-        "quality": QualitySection.model_validate(source.quality),
-    }
-
-
-def _signal(source: Source, role: str) -> SignalSection:
-    signal = source.old if role == "old" else source.new
-    return SignalSection(modality=signal.modality, channels=signal.channels, rate_hz=signal.rate_hz)
-
-
-def _labels(source: Source, data: DataConfig) -> LabelsSection:
-    return LabelsSection(source="csv", path=Path("labels.csv"), classes=source.classes, unlabelled=data.unlabelled)
-
-
-def _members(source: Source, names: Sequence[str]) -> list[PatientData]:
-    wanted = set(names)
-    return [patient for patient in source.patients if patient.patient in wanted]
-
-
-def _write_recordings(folder: Path, members: Sequence[PatientData], *, copy: bool) -> None:
-    folder.mkdir(parents=True)
-    for patient in members:
-        for path in patient.files:
-            if copy:
-                shutil.copyfile(path, folder / path.name)
-            else:
-                (folder / path.name).symlink_to(path.resolve())
-
-
-def _write_labels(path: Path, members: Sequence[PatientData]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["recording", "start_seconds", "end_seconds", "label", "group"])
-        for patient in members:
-            writer.writerows(
-                (row.recording, row.start_seconds, row.end_seconds, row.label, row.group) for row in patient.labels
-            )
 
 
 def _write_text(path: Path, text: str) -> None:

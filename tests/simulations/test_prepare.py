@@ -19,7 +19,8 @@ from client.windowing import windows_of
 from server.errors import RunFolderError
 from server.report.windows import read_example_windows
 from simulations.config import SimulationConfig
-from simulations.prepare import flwr_command, policy_text, prepare, read_config, read_job, site_folders
+from simulations.hospital_files import policy_text
+from simulations.prepare import flwr_command, prepare, read_config, read_job, site_folders
 from tests.simulations.studies import tiny
 
 
@@ -58,6 +59,29 @@ def test_recordings_are_links_unless_copies_are_asked_for(prepared: Path, tmp_pa
     copied = prepare(tiny(), tmp_path / "copied", copy=True) / linked.relative_to(prepared)
     assert not copied.is_symlink()
     assert copied.read_bytes() == linked.read_bytes()
+
+
+def test_standalone_sites_reach_for_nothing_outside_their_folder(prepared: Path, tmp_path: Path) -> None:
+    folder = prepare(tiny(), tmp_path / "alone", standalone=True)
+    assert not any(path.is_symlink() for path in folder.rglob("*"))
+    assert not any((folder / name).exists() for name in ("app", "run-config.toml", "federation-config.toml", "run-key"))
+    sites = [open_site(path) for path in site_folders(folder)]
+    for site in sites:
+        places = [site.cache_folder, site.model_folder("old_encoder"), site.studies_folder, site.keys_folder]
+        assert all(path.is_relative_to(site.folder) for path in places)
+        assert not (site.folder / "models").exists()  # they come with the study
+    assert [site.file.deployment.port for site in sites] == [9094, 9095]
+    names = [site.name for site in sites]
+    assert names == [open_site(path).name for path in site_folders(prepared)]
+
+
+def test_the_study_of_standalone_sites_asks_what_the_job_asks(prepared: Path, tmp_path: Path) -> None:
+    folder = prepare(tiny(), tmp_path / "alone", standalone=True)
+    study = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
+    assert study.pop("models") == {"folder": "models"}
+    assert study.pop("schema") == "fedbridge.study-config/1"
+    job = yaml.safe_load((prepared / "job.yaml").read_text(encoding="utf-8"))
+    assert study == {key: value for key, value in job.items() if key not in ("schema", "models", "coordinator")}
 
 
 def test_the_job_names_the_models_that_lie_beside_it(prepared: Path) -> None:
