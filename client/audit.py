@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
@@ -125,22 +125,36 @@ class AuditLog:
     def newest(self, event: Event) -> Entry | None:
         """The last entry of that event, found from the end without checking the lines before. Of several in the last
         64 KB, which processes may have written at once, the one with the largest shape. Raises `AuditError`."""
-        if not self.path.exists():
-            return None
         needle = f'"event":"{event}"'.encode()
+        found = self._from_the_end(lambda raw: needle in raw, lambda entry: entry.event == event)
+        return max(found, key=lambda entry: entry.shape, default=None)
+
+    def newest_of(self, run: str, events: Collection[Event]) -> Entry | None:
+        """The last entry of that run that tells one of these events, found as `newest` does. Raises `AuditError`."""
+        needles = [f'"event":"{event}"'.encode() for event in events]
+        found = self._from_the_end(
+            lambda raw: any(needle in raw for needle in needles),
+            lambda entry: entry.run == run and entry.event in events,
+        )
+        return found[-1] if found else None
+
+    def _from_the_end(self, looks: Callable[[bytes], bool], wanted: Callable[[Entry], bool]) -> list[Entry]:
+        """The wanted entries in the shortest end of the log that holds one, among lines that look like one."""
+        if not self.path.exists():
+            return []
         try:
             size = self.path.stat().st_size
             for length in _lengthening(size):
                 with self.path.open("rb") as file:
                     file.seek(size - length)
-                    lines = [raw for raw in _split(file.read(length)) if needle in raw]
+                    lines = [raw for raw in _split(file.read(length)) if looks(raw)]
                 records = [record for record in map(_parse, lines) if record is not None]
-                found = [_as_line(0, record).entry for record in records if record["event"] == event]
+                found = [entry for entry in (_as_line(0, record).entry for record in records) if wanted(entry)]
                 if found:
-                    return max(found, key=lambda entry: entry.shape)
+                    return found
         except OSError as error:
             raise AuditError(f"{self.path}: the audit log can't be read", why=error.strerror or "") from error
-        return None
+        return []
 
     def _resume(self) -> tuple[Head, bytes, list[Entry]]:
         """The end of the log, the newline that a torn line lacks, and the entry that marks torn text."""
