@@ -104,6 +104,12 @@ class StudyError(FedbridgeError):
     exit_code = ExitCode.REFUSED
 
 
+class StudyStorageError(StudyError):
+    """A study file can't be written, or can't be taken apart: a full disk, permissions."""
+
+    exit_code = ExitCode.STORAGE
+
+
 class EnrolmentError(FedbridgeError):
     """A coordinator file, an enrolment request or a key can't be used: unreadable, forged, unknown, revoked, double."""
 
