@@ -12,27 +12,25 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import cast
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.inflatable.inflatable_object import InflatableObject, get_all_nested_objects, no_object_id_recompute
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.inflatable.inflatable_object import no_object_id_recompute
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from simulations.errors import EngineError
+from simulations.wire import Wire, contents, deflate, inflate
 
 RunConfig = Mapping[str, str | int | float | bool]
+AnswerMessage = Callable[[Message, Context], Message]
+"""A `ClientApp`, or what stands for one."""
 
 _SERVER_NODE = 1
 _FIRST_NODE = 1_000_000_007
 """Node ids say nothing about partitions in Flower; here they only keep their order."""
 _RAISED = 2
 _DAY = 86400.0
-
-Wire = tuple[str, dict[str, bytes]]
 
 
 class LocalGrid(Grid):
@@ -42,7 +40,7 @@ class LocalGrid(Grid):
     the sites, whoever answered first. A reply that is later than the timeout of its exchange is dropped.
     """
 
-    def __init__(self, client_app: ClientApp, run_config: RunConfig, sites: int, workers: int = 2) -> None:
+    def __init__(self, client_app: AnswerMessage, run_config: RunConfig, sites: int, workers: int = 2) -> None:
         if sites < 1 or workers < 1:
             raise EngineError(f"{sites} sites and {workers} workers can't run", why="at least one of each is needed")
         self._client_app = client_app
@@ -115,22 +113,22 @@ class LocalGrid(Grid):
 
     def _answer(self, wire: Wire, message_id: str) -> Message:
         """One site's turn: inflate, call the ClientApp, and send its reply (or its error) back through the wire."""
-        message = _inflate(wire)
+        message = inflate(wire)
         message.metadata.__dict__["_message_id"] = message_id
         node = message.metadata.dst_node_id
         with self._locks[node]:
             try:
-                reply = _inflate(_deflate(self._client_app(message, self._contexts[node])))
+                reply = inflate(deflate(self._client_app(message, self._contexts[node])))
             except Exception as error:
                 failure = Error(code=_RAISED, reason=f"{type(error)}:<'{error}'>")
-                reply = _inflate(_deflate(Message(failure, reply_to=message)))
+                reply = inflate(deflate(Message(failure, reply_to=message)))
         reply.metadata.__dict__["_message_id"] = secrets.token_hex(16)
         return reply
 
 
 def run_local(
     server_app: ServerApp,
-    client_app: ClientApp,
+    client_app: AnswerMessage,
     run_config: RunConfig,
     sites: int,
     workers: int = 2,
@@ -157,20 +155,6 @@ def _deflate_all(messages: Iterable[Message]) -> tuple[list[Message], list[Wire]
         for message in listed:
             content = message.content
             if id(content) not in shared:
-                shared[id(content)] = _contents(content)
+                shared[id(content)] = contents(content)
             wires.append((message.object_id, shared[id(content)] | {message.object_id: message.deflate()}))
     return listed, wires
-
-
-def _deflate(message: Message) -> Wire:
-    with no_object_id_recompute():
-        return message.object_id, _contents(message)
-
-
-def _contents(item: InflatableObject) -> dict[str, bytes]:
-    return {key: each.deflate() for key, each in get_all_nested_objects(item).items()}
-
-
-def _inflate(wire: Wire) -> Message:
-    object_id, contents = wire
-    return cast(Message, inflate_object_from_contents(object_id, dict(contents)))
