@@ -11,6 +11,8 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the job of the run config; raises what stopped it, so that Flower marks the run as failed."""
+    from server.careful_grid import CarefulGrid
     from server.run import Request, run
 
-    run(grid, Request.of(dict(context.run_config)), str(context.run_id))
+    request = Request.of(dict(context.run_config))
+    run(CarefulGrid(grid) if request.engine == "deployment" else grid, request, str(context.run_id))

@@ -27,6 +27,9 @@ _RECORD_OF = {"array": ARRAYS, "number": METRICS, "text": CONFIG, "flag": CONFIG
 NO_REPLY, OFFLINE, BAD_REPLY = "NO_REPLY", "OFFLINE", "BAD_REPLY"
 """Codes of a lost turn beside the names of `ReasonCode` and `FLOWER_<code>`."""
 
+UNREADABLE = 99
+"""Error code of what the server itself puts in the place of a reply that can't be read; a turn lost to BAD_REPLY."""
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -79,6 +82,8 @@ def check_weight(answer: Answer, weight: float) -> None:
 def error_code(message: Message) -> str:
     """The name by which an error reply is recorded; its text, which the other side wrote, is never read."""
     code = message.error.code
+    if code == UNREADABLE:
+        return BAD_REPLY
     try:
         return ReasonCode(code).name if code >= 100 else f"FLOWER_{int(code)}"
     except ValueError:

@@ -149,3 +149,62 @@ def test_too_few_able_sites_stop_the_run_and_are_named(models: Models, tmp_path:
     assert caught.value.what == "describe: 1 sites can take part, 2 are needed"
     assert caught.value.why == "b: WEIGHTS_DIFFER; node-1002: NO_REPLY"
     assert answers(tmp_path) == {"a": (True, "OK"), "b": (False, "WEIGHTS_DIFFER"), "node-1002": (False, "NO_REPLY")}
+
+
+def enrolled(members: list[Site], *names: str) -> WireGrid:
+    """A deployment's grid: it knows the name under which each node was enrolled."""
+    grid = WireGrid(members)
+    grid.enrolled = {1000 + i: name for i, name in enumerate(names)}
+    return grid
+
+
+def test_a_node_that_says_another_name_than_its_enrolled_one_is_refused(models: Models, tmp_path: Path) -> None:
+    """It can't take the other site's place, nor cost it its own."""
+    members = [Site("a"), Site("a"), Site("c")]
+    found = run(models, tmp_path, enrolled(members, "a", "b", "c"), expected=["a", "b", "c"])
+    assert found == {"a": (True, "OK"), "b": (False, "OTHER_NAME"), "c": (True, "OK")}
+    assert took_part(tmp_path) == ["a", "c"]
+    assert [kind for kind, _ in members[1].seen] == ["query.describe"]
+    assert "the node enrolled as 'b' says that it is another site" in (tmp_path / "log.jsonl").read_text()
+    counted = {(item.site, item.item): item.count for item in read_record(tmp_path).outbox}
+    assert counted[("b", "site")] == counted[("a", "site")] == 1
+
+
+def test_the_other_name_is_told_where_the_run_stops_for_it(models: Models, tmp_path: Path) -> None:
+    with pytest.raises(RunError) as caught:
+        run(models, tmp_path, enrolled([Site("a"), Site("impostor")], "a", "b"), expected=["a", "b"])
+    assert caught.value.why == "b: OTHER_NAME"
+    text = (tmp_path / "run.json").read_text() + (tmp_path / "log.jsonl").read_text()
+    assert "impostor" not in text
+
+
+def test_a_site_enrolled_but_not_expected_is_not_even_asked(models: Models, tmp_path: Path) -> None:
+    members = [Site("a"), Site("other-study"), Site("c")]
+    found = run(models, tmp_path, enrolled(members, "a", "other-study", "c"), expected=["a", "c"])
+    assert found == {"a": (True, "OK"), "c": (True, "OK")}
+    assert members[1].seen == []
+    assert "not asked, since the job does not expect them: other-study" in (tmp_path / "log.jsonl").read_text()
+
+
+def test_it_waits_for_the_expected_names_not_for_their_number(models: Models, tmp_path: Path) -> None:
+    members = [Site(name) for name in ("a", "other", "third", "late")]
+    grid = enrolled(members, "a", "other", "third", "late")
+    grid.online_after = {1003: 4}
+    run(models, tmp_path, grid, expected=["a", "late"], wait_seconds=20)
+    assert took_part(tmp_path) == ["a", "late"]
+
+
+def test_strangers_alone_are_nobody(models: Models, tmp_path: Path) -> None:
+    grid = enrolled([Site("x"), Site("y"), Site("a")], "x", "y", "a")
+    with pytest.raises(RunError, match=r"^1 sites are online after 0\.3 s, 2 are needed"):
+        run(models, tmp_path, grid, expected=["a", "b"], wait_seconds=0.3)
+
+
+def test_an_enrolled_node_without_an_answer_goes_by_its_name(models: Models, tmp_path: Path) -> None:
+    refusing = Site("b", wrong={"query.describe": lambda *_: Error(code=120, reason="")})
+    silent = Site("c", wrong={"query.describe": lambda *_: None})
+    members = [Site("a"), refusing, silent, Site("d")]
+    found = run(models, tmp_path, enrolled(members, "a", "b", "c", "d"), expected=["a", "b", "c", "d"])
+    assert found["b"] == (False, "CODE_NOT_ACCEPTED")
+    assert found["c"] == (False, "NO_REPLY")
+    assert read_record(tmp_path).sites[1].lost_turns == ["describe: CODE_NOT_ACCEPTED"] * 2

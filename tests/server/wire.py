@@ -16,6 +16,7 @@ from uuid import uuid4
 import numpy as np
 import yaml
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -125,6 +126,7 @@ class WireGrid(Grid):
         self.polls = 0
         self.stop_at: str | None = None
         self.offline: set[int] = set()
+        self.enrolled: dict[int, str] = {}
         self.timeouts: list[float | None] = []
         self.bytes_down = self.bytes_up = 0
         self._run = Run.create_empty(7)
@@ -151,6 +153,9 @@ class WireGrid(Grid):
         nodes = [n for n in self.sites if self.polls > self.online_after.get(n, 0) and n not in self.offline]
         self.random.shuffle(nodes)
         return nodes
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=node, name=self.enrolled.get(node, "")) for node in self.get_node_ids()]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         self.timeouts.append(timeout)
