@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 import shutil
 import stat
 import zipfile
@@ -20,24 +19,27 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from bridge.encoders.cards import CARD, WEIGHTS, EncoderCard, HeadCard, seal
+from bridge.encoders.cards import CARD, EncoderCard, HeadCard, seal
 from bridge.errors import ConfigError, StudyError, StudyStorageError
 from bridge.files import cause, whole_file
 from bridge.hashing import sha256_file
 from bridge.job import Job, parse_job
+from bridge.study.checks import (
+    DAMAGED,
+    LARGEST,
+    REBUILD,
+    check_entries,
+    check_entry,
+    check_listed,
+    check_plain,
+    no_study,
+    read_manifest,
+)
 from bridge.study.manifest import JOB_YAML, MODEL_NAMES, MODELS, PAGE, STUDY_JSON, STUDY_SIG, Manifest, Member, study_id
 from bridge.study.signing import SIGNATURE_BYTES, is_signed, sign
 
 _CHUNK = 1 << 20
-_LARGEST = {STUDY_JSON: 1 << 20, JOB_YAML: 1 << 18, PAGE: 1 << 20, CARD: 1 << 20}
-"""Bytes of the files that are read whole, at most."""
-_MEMBER = re.compile(
-    rf"{re.escape(JOB_YAML)}|{re.escape(PAGE)}|{MODELS}/[A-Za-z0-9][A-Za-z0-9_-]{{0,60}}\.safetensors"
-    rf"|{MODELS}/(?:{'|'.join(MODEL_NAMES)})/(?:{re.escape(CARD)}|{re.escape(WEIGHTS)})"
-)
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_DAMAGED = "get the file again from the coordinator"
-_REBUILD = "ask the coordinator to build the study again"
 
 Card = TypeVar("Card", EncoderCard, HeadCard)
 
@@ -60,7 +62,7 @@ def write_study(path: Path, manifest: Manifest, files: Mapping[str, bytes | Path
     `StudyStorageError` where a file can't be read or written.
     """
     content = manifest.canonical()
-    _check_listed(path, manifest)
+    check_listed(path, read_manifest(path, content))
     if set(files) != set(manifest.members):
         raise StudyError(f"{path}: the files are not those that the manifest lists", fix="list exactly what is written")
     try:
@@ -146,7 +148,7 @@ class Study:
             raise StudyError(
                 f"{self.path}: the task head does not belong to the old encoder",
                 why=f"it reads width {head.width} of encoder {head.old_encoder[:16]}..., the encoder has width {width}",
-                fix=_REBUILD,
+                fix=REBUILD,
             )
         return old, new, head
 
@@ -198,21 +200,23 @@ class Study:
             raise StudyError(
                 f"{self.path}: {name} is not what the study was signed with",
                 why=f"its sha256 is {digest.hexdigest()[:16]}..., study.json lists {listed.sha256[:16]}...",
-                fix=_DAMAGED,
+                fix=DAMAGED,
             )
 
     def _text(self, name: str) -> str:
         try:
-            return b"".join(self._chunks(name)).decode()
+            text = b"".join(self._chunks(name)).decode()
         except UnicodeDecodeError as error:
-            raise StudyError(f"{self.path}: {name} is not a text file", why="it is not UTF-8", fix=_DAMAGED) from error
+            raise no_study(self.path, f"{name} is not UTF-8 text") from error
+        check_plain(self.path, name, text)
+        return text
 
     def _job(self) -> Job:
         try:
             job = parse_job(self.job_text)
         except (ConfigError, RecursionError) as error:
-            why = error.what if isinstance(error, ConfigError) else "it is nested too deeply"
-            raise StudyError(f"{self.path}: {JOB_YAML} is not a job", why=why, fix=_DAMAGED) from error
+            why = ascii(error.what) if isinstance(error, ConfigError) else "it is nested too deeply"
+            raise StudyError(f"{self.path}: {JOB_YAML} is not a job", why=why, fix=DAMAGED) from error
         pairs = [("name", job.name, self.manifest.name), ("coordinator", job.coordinator, self.manifest.coordinator)]
         pairs += [(name, getattr(job.models, name), self.manifest.models[name].digest) for name in MODEL_NAMES]
         for what, asked, listed in pairs:
@@ -220,7 +224,7 @@ class Study:
                 raise StudyError(
                     f"{self.path}: {JOB_YAML} and {STUDY_JSON} disagree about the {what}",
                     why=f"the job says {asked[:64]!r}, study.json {listed[:64]!r}",
-                    fix=_REBUILD,
+                    fix=REBUILD,
                 )
         return job
 
@@ -230,8 +234,8 @@ class Study:
             card = kind.model_validate_json(self._text(member))
         except ValidationError as error:
             first = error.errors()[0]
-            why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise StudyError(f"{self.path}: {member} is not a {kind.__name__}", why=why, fix=_DAMAGED) from error
+            why = ascii(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+            raise StudyError(f"{self.path}: {member} is not a {kind.__name__}", why=why, fix=DAMAGED) from error
         if seal(card).digest != card.digest or (card.digest, card.weights_sha256) != (
             listed.digest,
             listed.weights_sha256,
@@ -239,7 +243,7 @@ class Study:
             raise StudyError(
                 f"{self.path}: {member} is not the card of the {name} that the study names",
                 why=f"study.json names {listed.digest[:16]}..., the card {card.digest[:16]}...",
-                fix=_REBUILD,
+                fix=REBUILD,
             )
         return card
 
@@ -260,7 +264,7 @@ def open_study(path: Path) -> Iterator[Study]:
         except OSError as error:
             raise StudyError(f"{path}: can't be read", why=cause(error), fix="check the path") from error
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-            raise _no_study(path, str(error)) from error
+            raise no_study(path, str(error)) from error
         yield study
 
 
@@ -278,76 +282,24 @@ class _BoundedFile(io.FileIO):
 def _opened(path: Path, archive: zipfile.ZipFile, size: int) -> Study:
     entries = {entry.filename: entry for entry in archive.infolist()}
     for entry in archive.infolist():
-        _check_entry(path, entry)
+        check_entry(path, entry)
     if len(entries) != len(archive.infolist()):
-        raise _no_study(path, "it holds a file twice")
+        raise no_study(path, "it holds a file twice")
     for name in (STUDY_JSON, STUDY_SIG):
         if name not in entries:
-            raise _no_study(path, f"it holds no {name}")
+            raise no_study(path, f"it holds no {name}")
     signature = _whole(path, archive, entries[STUDY_SIG], SIGNATURE_BYTES)
     if len(signature) != SIGNATURE_BYTES:
-        raise _no_study(path, f"{STUDY_SIG} has {len(signature)} bytes, not {SIGNATURE_BYTES}")
-    content = _whole(path, archive, entries[STUDY_JSON], _LARGEST[STUDY_JSON])
-    manifest = _manifest(path, content)
-    _check_entries(path, manifest, entries, size)
+        raise no_study(path, f"{STUDY_SIG} has {len(signature)} bytes, not {SIGNATURE_BYTES}")
+    content = _whole(path, archive, entries[STUDY_JSON], LARGEST[STUDY_JSON])
+    manifest = read_manifest(path, content)
+    check_entries(path, manifest, entries, size)
     return Study(path, archive, manifest, content, signature)
-
-
-def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
-    """Plain files under the names that a study may have: nothing compressed, encrypted, linked, or oddly named."""
-    name, kind = entry.orig_filename, stat.S_IFMT(entry.external_attr >> 16)
-    known = name in (STUDY_JSON, STUDY_SIG) or _MEMBER.fullmatch(name)
-    if not known or name != entry.filename:
-        raise _no_study(path, f"it holds {name[:80]!r}, which is no file of a study")
-    if kind not in (0, stat.S_IFREG):
-        raise _no_study(path, f"{name} is a link or another special file")
-    if entry.flag_bits or entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-        raise _no_study(path, f"{name} is compressed, encrypted or patched; a study holds its files as they are")
-
-
-def _check_entries(path: Path, manifest: Manifest, entries: Mapping[str, zipfile.ZipInfo], size: int) -> None:
-    """Exactly the listed files, each of its listed size, together no larger than the zip."""
-    _check_listed(path, manifest)
-    for name in sorted({*manifest.members, STUDY_JSON, STUDY_SIG} ^ set(entries)):
-        missing = name in manifest.members
-        raise _no_study(path, f"{name} is listed in {STUDY_JSON} and missing" if missing else f"{name} is not listed")
-    for name, listed in manifest.members.items():
-        if entries[name].file_size != listed.bytes:
-            raise _no_study(path, f"{name} has {entries[name].file_size} bytes, {STUDY_JSON} lists {listed.bytes}")
-    if sum(entry.file_size for entry in entries.values()) > size:
-        raise _no_study(path, "its files overlap")
-
-
-def _check_listed(path: Path, manifest: Manifest) -> None:
-    """Whether the manifest itself lists what a study has to have, and nothing else."""
-    needed = {JOB_YAML, PAGE, *(f"{MODELS}/{name}/{CARD}" for name in MODEL_NAMES)}
-    if set(manifest.models) != set(MODEL_NAMES) or not needed <= set(manifest.members):
-        raise _no_study(path, f"{STUDY_JSON} lacks a job, a page, or one of the models {', '.join(MODEL_NAMES)}")
-    for name, listed in manifest.members.items():
-        if not _MEMBER.fullmatch(name):
-            raise _no_study(path, f"{STUDY_JSON} lists {name[:80]!r}, which is no file of a study")
-        if listed.bytes > _LARGEST.get(Path(name).name, listed.bytes):
-            raise _no_study(path, f"{name} is larger than {_LARGEST[Path(name).name]} bytes")
-    for name, model in manifest.models.items():
-        weights = manifest.members.get(f"{MODELS}/{name}/{WEIGHTS}")
-        if model.included != (weights is not None) or (weights and weights.sha256 != model.weights_sha256):
-            raise _no_study(path, f"{STUDY_JSON} contradicts itself about the weights of the {name}")
-
-
-def _manifest(path: Path, content: bytes) -> Manifest:
-    try:
-        manifest = Manifest.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise _no_study(path, f"{STUDY_JSON}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    if manifest.canonical() != content:
-        raise _no_study(path, f"{STUDY_JSON} is not written the one way that it is signed in")
-    return manifest
 
 
 def _whole(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int) -> bytes:
     if entry.file_size > limit:
-        raise _no_study(path, f"{entry.filename} has {entry.file_size} bytes, more than {limit}")
+        raise no_study(path, f"{entry.filename} has {entry.file_size} bytes, more than {limit}")
     return b"".join(_read_chunks(path, archive, entry.filename))
 
 
@@ -357,8 +309,4 @@ def _read_chunks(path: Path, archive: zipfile.ZipFile, name: str) -> Iterator[by
             while chunk := file.read(_CHUNK):
                 yield chunk
     except (zipfile.BadZipFile, EOFError) as error:
-        raise StudyError(f"{path}: {name} is damaged", why=str(error) or "it ends too early", fix=_DAMAGED) from error
-
-
-def _no_study(path: Path, why: str) -> StudyError:
-    return StudyError(f"{path}: is not a sound study file", why=why, fix=_DAMAGED)
+        raise StudyError(f"{path}: {name} is damaged", why=str(error) or "it ends too early", fix=DAMAGED) from error

@@ -366,16 +366,17 @@ def test_a_job_of_other_models_is_refused(tmp_path: Path, tiny: Parts) -> None:
     ("text", "why"),
     [
         (b"name: [", "not valid YAML"),
-        (b"[" * 100000, "nested too deeply"),
+        (b"[" * 60000, "nested too deeply"),
         (b"rounds: 1\n", "unknown key 'rounds'"),
-        (b"\xff\xfe", "not UTF-8"),
+        (b'"\\x1b[8m": 1\n', "unknown key '\\x1b[8m'"),
+        (b"\xff\xfe", "not UTF-8 text"),
         (b"", "holds no keys"),
     ],
 )
 def test_a_job_that_is_none_is_refused(tmp_path: Path, tiny: Parts, text: bytes, why: str) -> None:
     tiny.files["job.yaml"] = text
     tiny.relist()
-    refused(tiny.write(tmp_path / "study.zip"), "not a job|not a text file")
+    refused(tiny.write(tmp_path / "study.zip"), "not a job|not a sound study file")
     with pytest.raises(StudyError) as caught:
         opened(tmp_path / "study.zip")
     assert why in str(caught.value)
@@ -421,6 +422,18 @@ def test_a_study_json_that_is_none_is_refused(
     with pytest.raises(StudyError) as caught:
         opened(study)
     assert why in caught.value.why
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\r", "\0", "\u202e", "\u200b", "\x9b"])
+def test_texts_that_hide_something_are_refused(tmp_path: Path, tiny: Parts, character: str) -> None:
+    tiny.files["page.md"] = f"# Harmless {character}[8m budget 1000\n".encode()
+    tiny.relist()
+    refused(tiny.write(tmp_path / "study.zip"), "not a sound study file")
+    tiny = parts()
+    tiny.manifest = tiny.manifest.model_copy(update={"purpose": f"good{character}"})
+    with pytest.raises(StudyError) as caught:
+        opened(tiny.write(tmp_path / "study.zip"))
+    assert caught.value.why == f"study.json holds the character U+{ord(character):04X}, which is not for reading"
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFDIR, stat.S_IFIFO])
