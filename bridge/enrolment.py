@@ -70,7 +70,7 @@ class EnrolmentRequest(Settings):
     public_key: str
     """The node's ECDSA P-384 key as one OpenSSH line, without a comment."""
     signature: str
-    """By that key over `signed_bytes`, DER as base64: the name and the key belong together."""
+    """By that key over `signed_bytes`, ECDSA with SHA-384, DER as base64: the name and the key belong together."""
 
     @field_validator("site")
     @classmethod
