@@ -12,10 +12,13 @@ from flwr.clientapp import ClientApp
 from bridge.errors import FedbridgeError
 from bridge.messages import Dimensions, ReasonCode
 from client.audit import AuditLog
+from client.errors import NotAcceptedError
 from client.outbox import Outbox
+from client.policy import Policy
 from client.redact import reason_of, redact
 from client.requests import read_config
 from client.session import Session, admit, open_house, open_session
+from client.site import Site
 from client.sitelog import log_error
 
 app = ClientApp(mods=[redact])
@@ -26,12 +29,28 @@ def describe(message: Message, context: Context) -> Message:
     """Whether the site can take part: yes or no, its agreed name, and a reason code. No count, no measure."""
     read_config(message)
     site, policy = open_house(context)
-    reason = ReasonCode.OK
     try:
-        _prepare(admit(site, policy, context), message)
+        session = admit(site, policy, context)
+        with session.working():
+            _prepare(session, message)
     except FedbridgeError as error:
-        reason = reason_of(error)
-        log_error(site.log_path, message.metadata.message_type, reason.name, error)
+        return _declined(site, policy, message, error)
+    try:
+        with session.working(), session.leaving():
+            return _description(site, policy, message, ReasonCode.OK)
+    except NotAcceptedError as error:
+        return _declined(site, policy, message, error)
+
+
+def _declined(site: Site, policy: Policy, message: Message, error: FedbridgeError) -> Message:
+    """The reply that a site can't take part; the error itself goes to the site's own log."""
+    reason = reason_of(error)
+    log_error(site.log_path, message.metadata.message_type, reason.name, error)
+    return _description(site, policy, message, reason)
+
+
+def _description(site: Site, policy: Policy, message: Message, reason: ReasonCode) -> Message:
+    """The reply to describe, through the outbox."""
     outbox = Outbox(
         message.metadata.message_type,
         Dimensions(positions_new=0, positions_old=0, classes=0),
@@ -96,13 +115,14 @@ def _answer(kind: str, message: Message, context: Context) -> Message:
     session = open_session(context)
     request = session.request(message)
     _one_thread()
-    if session.job.privacy.private:
-        from client import private, private_answers
+    with session.working():
+        if session.job.privacy.private:
+            from client import private, private_answers
 
-        return private.private_reply(session, message, request, getattr(private_answers, kind))
-    from client import answers
+            return private.private_reply(session, message, request, getattr(private_answers, kind))
+        from client import answers
 
-    return session.reply(message, request, getattr(answers, kind)(session, request))
+        return session.reply(message, request, getattr(answers, kind)(session, request))
 
 
 def _one_thread() -> None:

@@ -114,6 +114,13 @@ class Cache:
         self._bytes = None
         return len(found)
 
+    def clear(self) -> int:
+        """Delete everything, also what another process is writing just now; return how many entries there were."""
+        count = self.delete({})
+        for path in self.folder.glob(f"*/{_TEMPORARY}*"):
+            shutil.rmtree(path, ignore_errors=True)
+        return count
+
     @property
     def _limit(self) -> int:
         return int(self.max_gigabytes * _GIGABYTE)

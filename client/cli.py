@@ -152,10 +152,10 @@ def _verified(site: Site) -> list[Line]:
 def _print_sums(entries: list[Line]) -> None:
     from client.audit import totals
 
-    if not entries:
+    sent, refused = totals(entries)
+    if not sent and not refused:
         typer.echo("nothing has left this site")
         return
-    sent, refused = totals(entries)
     typer.echo(f"{'run':<22}{'item':<24}{'times':>6}{'bytes':>14}  purpose")
     for row in sent:
         typer.echo(f"{row.run:<22}{row.item:<24}{row.count:>6}{row.bytes:>14,}  {row.purpose}")

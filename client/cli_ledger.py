@@ -69,14 +69,14 @@ def ledger_forecast(
 
     Books nothing. Exits with an error where it would not fit. Reads the recordings to see whose they are.
     """
-    from client.forecast import forecast_job
+    from client.forecast import forecast_file
     from client.ledger import Ledger
     from client.policy import load_policy
 
     opened = _open(site)
     policy = load_policy(opened.policy_path)
     with Ledger.open(opened) as ledger:
-        found = forecast_job(ledger, opened, job, policy.privacy.epsilon_cap)
+        found = forecast_file(ledger, opened, job, policy.privacy.epsilon_cap)
     typer.echo(f"the most charged patient has spent epsilon {found.before:.3f} and would come to {found.after:.3f}")
     if not found.fits:
         typer.echo(f"it does not fit: the policy's epsilon_cap is {found.cap:g}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from bridge.errors import ConfigError
 from bridge.hashing import sha256_json
 from bridge.job import Job, parse_job
+from client.bounds import plan_of
 from client.errors import JobError
 from client.ledger import Ledger, Plan
 from client.ledger.view import Forecast, forecast
@@ -15,19 +16,22 @@ from client.patients import cohorts_of
 from client.site import Site
 
 
-def forecast_job(ledger: Ledger, site: Site, path: Path, cap: float) -> Forecast:
+def forecast_file(ledger: Ledger, site: Site, path: Path, cap: float) -> Forecast:
     """What a job file's plan would do to the patients of this site's recordings. Raises `JobError`."""
-    from bridge.privacy.accounting import plan_releases
     from bridge.privacy.calibration import resolved
 
     try:
-        job = resolved(_read(path))
-        releases = plan_releases(job)
-    except ConfigError as error:
+        return forecast_job(ledger, site, resolved(_read(path)), cap)
+    except (ConfigError, JobError) as error:
         raise JobError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
+
+
+def forecast_job(ledger: Ledger, site: Site, job: Job, cap: float) -> Forecast:
+    """What a job's plan would do to the patients of this site's recordings. Raises `JobError`."""
+    releases = plan_of(job)
     if not releases:
         raise JobError(
-            f"{path}: the job has no private mechanism",
+            "the job has no private mechanism",
             why=f"its privacy.mechanism is '{job.privacy.mechanism}': it promises nothing, so nothing is charged",
             fix="forecast a job with privacy.mechanism local or central",
         )
@@ -45,7 +49,5 @@ def _read(path: Path) -> Job:
         if path.suffix == ".toml":
             text = str(tomllib.loads(text).get("job", ""))
     except (OSError, ValueError) as error:
-        raise JobError(
-            f"{path}: can't be read", why=str(error), fix="name the study's job.yaml or run-config.toml"
-        ) from error
+        raise JobError("can't be read", why=str(error), fix="name the study's job.yaml or run-config.toml") from error
     return parse_job(text)

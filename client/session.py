@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +16,14 @@ from flwr.app import Context, Message
 from bridge.job import Job
 from bridge.messages import Dimensions, ReasonCode
 from client.audit import AuditLog
-from client.errors import JobError, ModelsDifferError, NoWindowsError, PolicyError, SiteFileError
+from client.errors import (
+    JobError,
+    ModelsDifferError,
+    NotAcceptedError,
+    NoWindowsError,
+    PolicyError,
+    SiteFileError,
+)
 from client.locate import is_simulated, locate_site
 from client.outbox import Outbox
 from client.policy import Policy, load_policy
@@ -23,7 +33,11 @@ from client.site_file import Split
 
 if TYPE_CHECKING:
     from client.features import FeatureSet
+    from client.study.record import Accepted
 
+
+WATCH_SECONDS = 1.0
+"""How long a computation may go on after its study was withdrawn."""
 
 RUN_KEY = "run-key"
 RUN_KEY_PATTERN = re.compile(r"^[0-9a-f]{32}\Z")
@@ -31,13 +45,16 @@ RUN_KEY_PATTERN = re.compile(r"^[0-9a-f]{32}\Z")
 
 @dataclass(frozen=True)
 class Deadline:
-    """How long one message may take, by the policy; the work asks at every step."""
+    """How long one message may take, by the policy, and what may stop it; the work asks at every step."""
 
     seconds: float
     started: float = field(default_factory=time.monotonic)
+    interrupt: Callable[[], None] = lambda: None
+    """Raises where the work must end now."""
 
     def check(self) -> None:
-        """Raise `PolicyError` (TOO_SLOW) where the time is over."""
+        """Raise `PolicyError` (TOO_SLOW) where the time is over, and whatever `interrupt` raises."""
+        self.interrupt()
         if time.monotonic() - self.started > self.seconds:
             raise PolicyError(
                 ReasonCode.TOO_SLOW,
@@ -51,7 +68,8 @@ class Deadline:
 class Session:
     """A site that has judged the job and found nothing against it. `dimensions` lacks the bridge's sizes.
 
-    `run_key` names the run across restarts of the coordinator; it is what the ledger books under.
+    `run_key` names the run across restarts of the coordinator; it is what the ledger books under. `study` is what the
+    hospital accepted; a simulation's pretend site has none.
     """
 
     site: Site
@@ -60,14 +78,22 @@ class Session:
     dimensions: Dimensions
     deadline: Deadline
     run_key: str = ""
+    study: Accepted | None = None
 
     def request(self, message: Message) -> Request:
-        """The checked message, with its arrays where it has some. Raises `MessageError`."""
+        """The checked message, with its arrays where it has some, counted where a study says how often it may come.
+
+        Raises `MessageError`, and `NotAcceptedError` (ASKED_TOO_OFTEN).
+        """
         request = read_request(message, self.job, self.policy, self.dimensions)
-        if not request.has_bridge:
-            return request
-        dimensions = self.dimensions_at(request)
-        return replace(request, arrays=read_arrays(message, dimensions), shape=dimensions.bridge)
+        if request.has_bridge:
+            dimensions = self.dimensions_at(request)
+            request = replace(request, arrays=read_arrays(message, dimensions), shape=dimensions.bridge)
+        if self.study is not None:
+            from client.study.allowance import Question, take
+
+            take(self.site, self.study, Question(request.message, request.round, request.split))
+        return request
 
     def dimensions_at(self, request: Request) -> Dimensions:
         """The dimensions with the bridge's sizes at the request's positions, where it names both."""
@@ -127,12 +153,38 @@ class Session:
         )
         for name, value in items.items():
             outbox.add(name, value)
-        return Message(outbox.reply_content(), reply_to=message)
+        with self.leaving():
+            return Message(outbox.reply_content(), reply_to=message)
+
+    def leaving(self) -> AbstractContextManager[None]:
+        """While a reply is handed over: nobody withdraws the study. Raises `NotAcceptedError` where that was done."""
+        if self.study is None:
+            return nullcontext()
+        from client.study.acceptance import leaving
+
+        return leaving(self.site, self.study)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """While a message is answered: of a study that is withdrawn meanwhile, nothing stays in the cache."""
+        try:
+            yield
+        except NotAcceptedError as error:
+            if self.study is not None and error.reason is ReasonCode.STUDY_WITHDRAWN:
+                from client.study.withdraw import tidy
+
+                tidy(self.site, self.study.folder)
+            raise
 
 
 def open_house(context: Context) -> tuple[Site, Policy]:
     """The node's site and its policy. Raises `SiteFileError`."""
-    site = open_site(locate_site(context))
+    return house(locate_site(context))
+
+
+def house(path: Path) -> tuple[Site, Policy]:
+    """A site and its policy, which must be this site's. Raises `SiteFileError`."""
+    site = open_site(path)
     policy = load_policy(site.policy_path)
     if policy.site and policy.site != site.name:
         raise SiteFileError(
@@ -144,14 +196,19 @@ def open_house(context: Context) -> tuple[Site, Policy]:
 
 
 def admit(site: Site, policy: Policy, context: Context) -> Session:
-    """Judge the run's job by the policy and by the models that the site holds. Reads no recording.
+    """Judge the run's job by the policy, by what the hospital accepted, and by the models that the site holds. Reads no
+    recording.
 
-    Raises `JobError`, `PolicyError`, `ModelsError` and `ModelsDifferError`, in this order of checks.
+    Raises `JobError`, `PolicyError`, `NotAcceptedError`, `ModelsError` and `ModelsDifferError`, checked in this order.
     """
     deadline = Deadline(policy.max_seconds_per_message)
     job = read_job(context.run_config)
     policy.judge(job)
     run_key = _run_key(job, context)
+    study = None
+    if not is_simulated(context):
+        study = _agreed(site, context)
+        deadline = replace(deadline, interrupt=_Watch(study))
     held = {
         "old_encoder": site.old_card.digest,
         "new_encoder": site.new_card.digest,
@@ -166,7 +223,29 @@ def admit(site: Site, policy: Policy, context: Context) -> Session:
                 fix="get the model folders of this study from the coordinator",
             )
     dimensions = Dimensions.of(job, site.old_card, site.new_card, site.head_card)
-    return Session(site, policy, job, dimensions, deadline, run_key)
+    return Session(site, policy, job, dimensions, deadline, run_key, study)
+
+
+def _agreed(site: Site, context: Context) -> Accepted:
+    """The study that the hospital accepted with this very job and code. Raises `NotAcceptedError`."""
+    from client.study.acceptance import admitted
+    from client.study.running import running_bundle
+
+    return admitted(site, str(context.run_config["job"]), running_bundle())
+
+
+class _Watch:
+    """Raises where a study was withdrawn, looking once a second at most."""
+
+    def __init__(self, study: Accepted) -> None:
+        self._study, self._next = study, 0.0
+
+    def __call__(self) -> None:
+        from client.study.acceptance import require_holding
+
+        if time.monotonic() >= self._next:
+            require_holding(self._study)
+            self._next = time.monotonic() + WATCH_SECONDS
 
 
 def _run_key(job: Job, context: Context) -> str:

@@ -112,7 +112,8 @@ def folders(site: Site) -> list[Path]:
 
 
 def read_record(site: Site, folder: Path) -> Accepted:
-    """One record. Raises `NotAcceptedError` (STUDY_UNUSABLE) that names the file which is not what was accepted."""
+    """One record. Raises `NotAcceptedError` (STUDY_UNUSABLE) that names the file which is not what was accepted, and
+    `AuditError` where the audit log is damaged."""
     content = {name: _bytes(folder / name) for name in FILES}
     try:
         acceptance = Acceptance.model_validate_json(content[ACCEPTANCE])
@@ -180,8 +181,10 @@ def _check_audit(site: Site, record: Accepted) -> None:
     """A record that holds is one whose acceptance is the last thing that the audit log knows of the study."""
     if not record.holds:
         return
-    last = AuditLog(site.audit_path).newest_of(record.id, ("accepted", "left"))
+    audit = AuditLog(site.audit_path)
+    last = audit.newest_of(record.id, ("accepted", "left"))
     if last is None or last.event == "left":
+        audit.verify()  # a log that lacks the acceptance because lines are gone says so itself
         known = "no acceptance of it" if last is None else "that the site has left it"
         raise unusable(record.folder / ACCEPTANCE, f"the audit log {site.audit_path} knows {known}")
     if (last.sha256, last.purpose) != (record.sha256, purpose_of(record.acceptance)):
@@ -190,5 +193,9 @@ def _check_audit(site: Site, record: Accepted) -> None:
 
 def purpose_of(acceptance: Acceptance) -> str:
     """What the audit log says of an acceptance: who, when, and which code."""
-    who = json.dumps(acceptance.who, ensure_ascii=False)
-    return f"accepted by {who} at {acceptance.when}; code {acceptance.bundle_sha256}"
+    return f"accepted by {quoted(acceptance.who)} at {acceptance.when}; code {acceptance.bundle_sha256}"
+
+
+def quoted(who: str) -> str:
+    """A person's name as one unmistakable word of the audit log."""
+    return json.dumps(who, ensure_ascii=False)

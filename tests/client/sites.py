@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,15 @@ from numpy.typing import NDArray
 from bridge.encoders.cards import EncoderCard, HeadCard, read_card
 from bridge.encoders.compact import CompactArchitecture, CompactEncoder
 from bridge.encoders.loading import save_encoder
+from bridge.errors import ConfigError
 from bridge.head import TaskHead, save_head
-from bridge.job import Job, job_text
+from bridge.job import Job, job_text, parse_job
 from bridge.messages import ITEMS, SENTENCES, ReasonCode
 from bridge.prototype import initial_arrays
 from bridge.shape import BridgeShape
 from bridge.windows import Modality, Preprocessing, WindowSpec
+from client.errors import SiteError
+from tests.client.agreements import agree_once
 
 CLASSES = ("slow", "fast")
 ALL_ITEMS = tuple(ITEMS)
@@ -177,9 +181,15 @@ def ask(
     node_config: Mapping[str, Any] | None = None,
     run_config: Mapping[str, Any] | None = None,
 ) -> Message:
-    """One message to the ClientApp of the node of `site`, and its reply. `records` are put beside `config`."""
+    """One message to the ClientApp of the node of `site`, and its reply. `records` are put beside `config`.
+
+    A node that has a site of its own has accepted the study first, as far as site and job can be read.
+    """
     from client.app import app
 
+    node = dict(node_config if node_config is not None else {"site": str(site)})
+    if "site" in node:
+        _agree(Path(node["site"]), job)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
     content = RecordDict({"config": ConfigRecord(dict(config or {}))})
     if arrays is not None:
@@ -191,11 +201,16 @@ def ask(
     context = Context(
         7,
         12,
-        dict(node_config if node_config is not None else {"site": str(site)}),
+        node,
         RecordDict(),
         {"job": job if isinstance(job, str) else job_text(job), **(run_config or {})},
     )
     return app(message, context)
+
+
+def _agree(site: Path, job: Job | str) -> None:
+    with suppress(ConfigError, SiteError):
+        agree_once(site, parse_job(job) if isinstance(job, str) else job)
 
 
 def train_config(round_: int = 1, m: int = 2, l: int = 1) -> dict[str, Any]:  # noqa: E741

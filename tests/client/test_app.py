@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 
 from bridge.messages import SENTENCES, ReasonCode
 from client.audit import AuditLog
+from tests.client.disk import small_disk
 from tests.client.sites import (
     KINDS,
     PERMISSIVE,
@@ -228,7 +230,7 @@ def test_a_defect_inside_is_a_code_outside(small: Small, tmp_path: Path, monkeyp
     log = (site / "site.log").read_text()
     assert SECRET in log
     assert "Traceback" in log
-    lines = AuditLog(site / "audit.jsonl").verify()
+    _, *lines = AuditLog(site / "audit.jsonl").verify()
     assert [(line.entry.event, line.entry.purpose) for line in lines] == [("refused", "answered by INTERNAL alone")]
     assert SECRET not in (site / "audit.jsonl").read_text()
 
@@ -242,10 +244,17 @@ def test_an_audit_log_that_was_tampered_with_shuts_the_door(small: Small, tmp_pa
 
 
 def test_a_full_disk_under_the_audit_log_lets_nothing_out(small: Small, tmp_path: Path) -> None:
-    site = build_site(tmp_path / "s", "beta", models=small.models)
-    (site / "audit.jsonl").symlink_to("/dev/full")  # every write fails with ENOSPC, as on a full disk
-    for kind in ("query.describe", "query.probe", "train"):
-        assert code(small, kind, site=site) == ReasonCode.STORAGE
+    with small_disk(tmp_path / "disk") as disk:
+        changes = {"audit": str(disk / "audit.jsonl")}
+        site = build_site(tmp_path / "s", "beta", models=small.models, changes=changes)
+        assert code(small, "query.describe", site=site) == 0
+        before = AuditLog(disk / "audit.jsonl").verify()
+        with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        for kind in ("query.describe", "query.probe", "train"):
+            assert code(small, kind, site=site) == ReasonCode.STORAGE
+        assert AuditLog(disk / "audit.jsonl").verify() == before  # torn text at the end is no entry
     assert "No space left on device" in (site / "site.log").read_text()
 
 
@@ -263,7 +272,7 @@ def test_every_item_of_a_reply_is_in_the_audit_log(small: Small, tmp_path: Path)
     for kind, config in KINDS.items():
         content = ask(site, build_job(small.models), kind, config, arrays_for(kind)).content
         sent += sorted((kind, name) for record in content.values() for name in record)
-    lines = AuditLog(site / "audit.jsonl").verify()
+    _, *lines = AuditLog(site / "audit.jsonl").verify()
     assert sorted((line.entry.message, line.entry.item) for line in lines) == sorted(sent)
     assert [line.entry.round for line in lines] == [None] * 5 + [1] * 5 + [3] * 3
     assert {line.entry.run for line in lines} == {"7"}

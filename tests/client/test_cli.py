@@ -27,7 +27,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *wo
 
 @pytest.fixture
 def asked(small: Small, tmp_path: Path) -> Path:
-    """A site that has answered two rounds and refused one message."""
+    """A site that has accepted a study, answered two rounds and refused one message."""
     site = build_site(tmp_path / "s", "beta", models=small.models, policy=PERMISSIVE)
     for round_ in (1, 2):
         ask(site, build_job(small.models), "train", train_config(round_), start_arrays())
@@ -45,7 +45,7 @@ def test_audit_show_sums_up_what_left(
     assert rows == {item: ["2", f"{2 * size:,}"] for item, size in sizes.items()}
     assert "1 message(s) were answered by a reason code alone" in out
     code, out, _ = run(capsys, monkeypatch, "audit", "show", asked, "--lines")
-    assert len(out.splitlines()) == 11
+    assert len(out.splitlines()) == 12
     assert "round 2" in out
     assert "answered by MESSAGE_INVALID alone" in out
     assert "nothing has left" in run(capsys, monkeypatch, "audit", "show", asked, "--run", "8")[1]
@@ -54,7 +54,7 @@ def test_audit_show_sums_up_what_left(
 def test_audit_verify(asked: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = run(capsys, monkeypatch, "audit", "verify", asked / "site.yaml")
     assert code == 0
-    assert "11 entries" in out
+    assert "12 entries" in out
     log = asked / "audit.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join(lines[:4] + lines[5:]))
