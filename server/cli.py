@@ -10,9 +10,11 @@ import typer
 from bridge.console import new_app, run_app
 from server import cli_coordinator
 from server.cli_statement import app as statement_app
+from server.cli_study import app as study_app
 
 app = new_app("The coordinator's side of fedbridge: read the run folders that its runs leave. Flower starts the runs.")
 app.add_typer(statement_app, name="statement")
+app.add_typer(study_app, name="study")
 cli_coordinator.add_commands(app)
 
 

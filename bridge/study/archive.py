@@ -152,6 +152,13 @@ class Study:
             )
         return old, new, head
 
+    def check(self) -> None:
+        """Read every file and check its hash, and the cards. Raises `StudyError` that names the file that differs."""
+        for name in self.manifest.members:
+            for _ in self._chunks(name):
+                pass
+        self.cards()
+
     def extract(self, folder: Path) -> None:
         """Put every file of the study into a new folder, whole or not at all; each hash is checked.
 

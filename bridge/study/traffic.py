@@ -81,14 +81,18 @@ def planned_messages(
     return found
 
 
+def required_items(job: Job) -> tuple[str, ...]:
+    """The items that every site's answers must hold."""
+    return tuple(dict.fromkeys(name for _, _, _, required, _ in _questions(job) for name in required))
+
+
 def needed_items(job: Job) -> tuple[str, ...]:
-    """The items without which the job can't be done: those that every answer must hold, and for `train.keep: best` the
-    one that its criterion is computed from, which one site at least has to send."""
-    found = [name for _, _, _, required, _ in _questions(job) for name in required]
-    if job.train.keep == "best" and not job.privacy.private:
-        criteria = {"agreement": "confusion.agreement", "balanced_accuracy": "confusion.bridge"}
-        found.append(criteria.get(job.train.criterion, job.train.criterion))
-    return tuple(dict.fromkeys(found))
+    """The items without which the job can't be done: the required ones, and for `train.keep: best` the one that its
+    criterion is computed from, which one site at least has to send."""
+    if job.train.keep != "best" or job.privacy.private:
+        return required_items(job)
+    criteria = {"agreement": "confusion.agreement", "balanced_accuracy": "confusion.bridge"}
+    return (*required_items(job), criteria.get(job.train.criterion, job.train.criterion))
 
 
 def possible_items(job: Job) -> tuple[str, ...]:
