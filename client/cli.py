@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,9 @@ from client.cli_ledger import SiteArgument, forget_command, ledger_app
 if TYPE_CHECKING:
     from client.audit import Line
     from client.site import Site
+
+MORE_COMMANDS = "fedbridge.site_commands"
+"""Entry point group: functions that add a command to this one. What needs the server's part too is added so."""
 
 app = new_app(
     "The hospital's side of fedbridge: look at your recordings, at what your policy permits and at what has left, "
@@ -134,6 +138,8 @@ def policy_template(
 
 def main() -> None:
     """Entry point of `fedbridge-site`: errors are three lines and an exit code, never a traceback."""
+    for entry in sorted(entry_points(group=MORE_COMMANDS), key=lambda entry: entry.name):
+        entry.load()(app)
     run_app(app)
 
 

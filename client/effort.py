@@ -1,7 +1,7 @@
 """What each message cost the site's machine: how long its process lived, and how much memory it held.
 
-One JSON line a message, in a file that stays at the site. A deployed site writes it to `state/messages.jsonl`, a
-rehearsal into its folder, so the two can be compared line by line.
+One JSON line a message, in a file that stays at the site: `state/messages.jsonl`. `fedbridge-site rehearse` measures
+its messages with the same two functions, so the two can be compared.
 """
 
 from __future__ import annotations

@@ -17,6 +17,12 @@ class UnwritableError(CohortError):
     exit_code = ExitCode.STORAGE
 
 
+class RehearsalError(FedbridgeError):
+    """A study can not be rehearsed at this site, or the site would not take part in it."""
+
+    exit_code = ExitCode.REFUSED
+
+
 class EngineError(FedbridgeError):
     """An engine could not be started, or its run failed."""
 
