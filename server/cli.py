@@ -1,4 +1,4 @@
-"""`fedbridge-server`: the coordinator's command. A run is started by Flower; this reads what it left."""
+"""`fedbridge-server`: the coordinator's command."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Annotated
 import typer
 
 from bridge.console import new_app, run_app
-from server import cli_coordinator
+from server import cli_coordinator, cli_run
 from server.cli_statement import app as statement_app
 from server.cli_study import app as study_app
 
-app = new_app("The coordinator's side of fedbridge: read the run folders that its runs leave. Flower starts the runs.")
+app = new_app("The coordinator's side of fedbridge: let sites in, run studies on them, and read what the runs leave.")
 app.add_typer(statement_app, name="statement")
 app.add_typer(study_app, name="study")
 cli_coordinator.add_commands(app)
+cli_run.add_commands(app)
 
 
 @app.command()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, TextIO
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, TextIO
 
 from server.errors import RunFolderError
 
@@ -28,7 +29,18 @@ Event = Literal[
     "failed",
     "note",
 ]
-"""Phases (describe, probe, similarity, closed_form, evaluate, export) are logged twice: `state` started, then done."""
+
+PHASES: Mapping[str, str] = MappingProxyType(
+    {
+        "describe": "asking the sites",
+        "probe": "choosing the input position",
+        "similarity": "choosing the output position",
+        "closed_form": "solving for the bridge",
+        "evaluate": "evaluating the bridge",
+        "export": "exporting the bridge",
+    }
+)
+"""Events that are logged twice, `state` started, then done; and what they say that the run is doing."""
 
 
 class EventLog:
@@ -73,6 +85,33 @@ class EventLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+class LogTail:
+    """Whole new lines of a growing `log.jsonl`: from its beginning, or from where it ends now."""
+
+    def __init__(self, folder: Path, *, from_end: bool = False) -> None:
+        self._path = folder / LOG
+        self._offset = self._path.stat().st_size if from_end and self._path.is_file() else 0
+
+    def events(self) -> list[dict[str, Any]]:
+        """What was added since the last call; half a line waits, and what is no JSON object is passed over."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except OSError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [event for line in whole.splitlines() if isinstance(event := _parsed(line), dict)]
+
+
+def _parsed(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def now() -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.errors import ServiceError
+from bridge.services import flower_environment
 
 ANSWER_SECONDS = 120.0
 
@@ -29,11 +30,8 @@ class FlowerCommand:
         # What `flwr` starts (superexec, ServerApp) is called by its bare name.
         binaries = Path(sys.executable).parent
         self._command = shutil.which("flwr", path=str(binaries)) or shutil.which("flwr")
-        self._environment = os.environ | {
-            "FLWR_HOME": str(home),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        self._environment = {
+            **flower_environment(home),
             "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
             **environment,
         }

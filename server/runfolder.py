@@ -19,6 +19,8 @@ from server.releases import RELEASES
 
 BRIDGE, CHECKPOINTS = "bridge", "checkpoints"
 _LOCK = ".lock"
+_LOCK_SECONDS = 1.0
+"""Whoever asks whether a run is alive (`is_held`) holds its lock for an instant."""
 
 
 @contextmanager
@@ -42,7 +44,7 @@ def opened(folder: Path, resume: bool) -> Iterator[Path]:
         probe.write_bytes(b"")
         probe.unlink()
         lock = FileLock(folder / _LOCK)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_LOCK_SECONDS)
     except Timeout as error:
         raise RunFolderError(
             f"{folder}: another process runs here", why=f"{_LOCK} is held", fix="wait for it or end it, then resume"
@@ -56,6 +58,28 @@ def opened(folder: Path, resume: bool) -> Iterator[Path]:
         yield folder
     finally:
         lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process runs in the folder now. Raises `RunFolderError` where that can't be found out."""
+    if not (folder / _LOCK).exists():
+        return False
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder / _LOCK}: can't be opened", why=error.strerror or "", fix="correct the permissions"
+        ) from error
+    lock.release()
+    return False
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Whether a run has left anything there."""
+    return any((folder / name).exists() for name in _CONTENT)
 
 
 _CONTENT = (RUN_JSON, CHECKPOINTS, RELEASES, BRIDGE, LOG)

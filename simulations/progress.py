@@ -6,26 +6,17 @@ a local one.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from server.events import LOG
+from server.events import PHASES, LogTail
 
 Progress = Callable[[str, int, int], None]
 """`(what is being computed, done, of how many)`."""
 
-_PHASES = {
-    "describe": "asking the sites",
-    "probe": "choosing the input position",
-    "similarity": "choosing the output position",
-    "closed_form": "solving for the bridge",
-    "evaluate": "evaluating the bridge",
-    "export": "exporting the bridge",
-}
 _TRAINING = "training rounds"
 _SECONDS = 0.2
 
@@ -85,7 +76,7 @@ class _Lines:
 @contextmanager
 def following(folder: Path, progress: Progress) -> Iterator[None]:
     """Show what the server writes into `folder/log.jsonl` from now on, until the block ends."""
-    tail = _Tail(folder / LOG)
+    tail = LogTail(folder, from_end=True)
     stop = threading.Event()
 
     def follow() -> None:
@@ -102,7 +93,7 @@ def following(folder: Path, progress: Progress) -> Iterator[None]:
         thread.join()
 
 
-def _show_all(tail: _Tail, progress: Progress) -> None:
+def _show_all(tail: LogTail, progress: Progress) -> None:
     for event in tail.events():
         show_event(event, progress)
 
@@ -112,33 +103,5 @@ def show_event(event: dict[str, Any], progress: Progress) -> None:
     name = str(event.get("event", ""))
     if name == "round":
         progress(_TRAINING, int(event["round"]), int(event["rounds"]))
-    elif name in _PHASES and event.get("state") in ("started", "done"):
-        progress(_PHASES[name], int(event["state"] == "done"), 1)
-
-
-class _Tail:
-    """Whole new lines of a growing file, from its end at the beginning."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = path.stat().st_size if path.is_file() else 0
-
-    def events(self) -> list[dict[str, Any]]:
-        """What was added since the last call; half a line waits, and what is no JSON object is passed over."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except OSError:
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        events = []
-        for line in whole.splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict):
-                events.append(event)
-        return events
+    elif name in PHASES and event.get("state") in ("started", "done"):
+        progress(PHASES[name], int(event["state"] == "done"), 1)

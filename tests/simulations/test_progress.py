@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from server.events import EventLog
-from simulations.progress import _Tail, bars, following, show_event
+from server.events import LogTail
+from simulations.progress import bars, following, show_event
 
 Steps = list[tuple[str, int, int]]
 
@@ -32,7 +33,7 @@ def test_a_growing_log_becomes_steps_in_its_order(tmp_path: Path) -> None:
 def test_half_a_line_waits_and_garbage_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text("")
-    tail = _Tail(path)
+    tail = LogTail(path.parent, from_end=True)
     with path.open("a") as file:
         file.write('{"event": "round", "round": 1')
         file.flush()
@@ -44,7 +45,7 @@ def test_half_a_line_waits_and_garbage_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_log_that_is_not_there_yet_is_no_error(tmp_path: Path) -> None:
-    tail = _Tail(tmp_path / "log.jsonl")
+    tail = LogTail(tmp_path, from_end=True)
     assert tail.events() == []
     (tmp_path / "log.jsonl").write_text('{"event": "finished"}\n')
     assert tail.events() == [{"event": "finished"}]
