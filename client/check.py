@@ -92,6 +92,11 @@ class Findings:
         """What an engineer should know, though nothing fails by it."""
         idle = sorted({each.patient for each in self.files} - {each.patient for each in self.files if each.accepted})
         notes = [f"{len(idle)} patient(s) have no usable window: {', '.join(idle)}"] if idle else []
+        if self.site.awaits_models:
+            notes.append(
+                "there are no models yet: they come with a study (`fedbridge-site accept`), and whether they fit is "
+                "checked then; windows were cut from the signals as they were recorded"
+            )
         for split in ("validation", "test"):
             count = len({each.patient for each in self.files if each.split == split and each.accepted})
             if 0 < count < self.policy.minimum_group:
@@ -147,7 +152,7 @@ def examine(site: Site, console: Console) -> Findings:
 def check_formats(site: Site) -> dict[Role, InputFormat]:
     """What the encoders read; where the site has no models yet, windows as recorded, normalised."""
     roles: list[Role] = [role for role in ("old", "new") if getattr(site.file, role) is not None]
-    if site.file.models is not None:
+    if site.file.models is not None and not site.awaits_models:
         formats = formats_of(site, roles)
         if len(roles) == 2:
             _ = site.head_card  # raises where the head does not fit the old encoder or the classes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bridge.console import new_app, run_app
-from client import cli_deployment
+from client import cli_deployment, cli_study
 from client.cli_ledger import SiteArgument, forget_command, ledger_app
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ app.add_typer(audit_app, name="audit")
 app.add_typer(policy_app, name="policy")
 app.add_typer(ledger_app, name="ledger")
 app.command("forget")(forget_command)
+cli_study.register(app)
 cli_deployment.register(app)
 
 

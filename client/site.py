@@ -128,6 +128,15 @@ class Site:
             )
         return self.resolve(getattr(self.file.models, name))
 
+    @property
+    def awaits_models(self) -> bool:
+        """Whether the site file names places for models of which none holds anything yet."""
+        models = self.file.models
+        if models is None:
+            return False
+        folders = [self.resolve(each) for each in (models.old_encoder, models.new_encoder, models.task_head)]
+        return not any(map(occupied, folders))
+
     @cached_property
     def reader(self) -> Reader:
         """The reader with its options. Raises `SiteFileError`."""
@@ -192,6 +201,11 @@ class Site:
             return card
         what = f"the {role} encoder does not fit the recordings of '{self.name}'"
         raise ModelsError(what, why=why, fix="correct the site file, or use the models of this study")
+
+
+def occupied(folder: Path) -> bool:
+    """Whether anything is at this place but an empty folder."""
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def open_site(path: Path) -> Site:

@@ -248,13 +248,13 @@ def test_a_full_disk_under_the_audit_log_lets_nothing_out(small: Small, tmp_path
         changes = {"audit": str(disk / "audit.jsonl")}
         site = build_site(tmp_path / "s", "beta", models=small.models, changes=changes)
         assert code(small, "query.describe", site=site) == 0
-        before = AuditLog(disk / "audit.jsonl").verify()
+        before = (disk / "audit.jsonl.head").read_bytes()
         with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
             while True:
                 filler.write(bytes(4096))
         for kind in ("query.describe", "query.probe", "train"):
             assert code(small, kind, site=site) == ReasonCode.STORAGE
-        assert AuditLog(disk / "audit.jsonl").verify() == before  # torn text at the end is no entry
+        assert (disk / "audit.jsonl.head").read_bytes() == before
     assert "No space left on device" in (site / "site.log").read_text()
 
 

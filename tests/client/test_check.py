@@ -118,11 +118,29 @@ def test_what_the_policy_would_refuse_is_told(tmp_path: Path) -> None:
 def test_models_that_do_not_fit_are_told_before_any_file_is_read(tmp_path: Path) -> None:
     models = {name: f"models/{name}" for name in ("old_encoder", "new_encoder", "task_head")}
     some_patients(tmp_path, 2)
+    (tmp_path / "models" / "new_encoder").mkdir(parents=True)
+    (tmp_path / "models" / "new_encoder" / "card.json").write_text("{}")
     with pytest.raises(ModelsError, match="no complete model folder"):
         checked(tmp_path, models=models)
     build_models(tmp_path / "models")
     with pytest.raises(ModelsError, match="windows of 4 s, the site file cuts 2 s"):
         checked(tmp_path, models=models)
+
+
+def test_a_fresh_site_whose_models_come_with_the_study_passes_with_a_note(tmp_path: Path) -> None:
+    some_patients(tmp_path)
+    places = {name: f"models/{name}" for name in ("old_encoder", "new_encoder", "task_head")}
+    splits = {"pair": ["p0", "p1", "p2"], "validation": ["p3"], "test": ["p4"]}
+    (tmp_path / "models" / "old_encoder").mkdir(parents=True)  # an empty folder is no model
+    code, text = checked(tmp_path, models=places, splits=splits)
+    assert code == ExitCode.OK, text
+    assert "Note: there are no models yet: they come with a study" in text
+    assert "windows of 2 s, I as 200 samples at 100 Hz" in text
+    without = checked(tmp_path, splits=splits)[1]
+    assert "no models yet" not in without
+    assert [line for line in text.splitlines() if "windows" in line and "Note" not in line] == [
+        line for line in without.splitlines() if "windows" in line
+    ]
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
