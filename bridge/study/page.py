@@ -165,7 +165,7 @@ def _leaves(manifest: Manifest, job: Job, cards: Cards) -> Iterator[str]:
     yield (
         f"This list is closed. One run asks {len(planned)} questions. Over the whole study, interruptions included, "
         f"each is answered at most {_times(manifest.attempts)}: your site counts, and refuses more. Items not "
-        "marked `yes` leave only where your policy lists them; those marked `by one site` at least one site has to send."
+        "marked `yes` leave only where your policy lists them; `by one site`: at least one site has to send it."
     )
     yield ""
     yield "| item | what it is | what for | in one run | bytes each | needed |"
