@@ -9,9 +9,14 @@ from pydantic import Field
 from bridge.config import Settings
 
 
-class ItemRecord(Settings):
+class Outgoing(Settings):
     """One item of one reply, as the audit log has it."""
 
+    number: int
+    """The message that it answers."""
+    message: str
+    round: int | None
+    split: str | None
     item: str
     shape: tuple[int, ...]
     bytes: int
@@ -39,34 +44,10 @@ class MessageRecord(Settings):
     """The most memory that the process held."""
     cached_bytes: int
     """By how much the feature cache grew."""
-    items: tuple[ItemRecord, ...]
-
-
-class Totals(Settings):
-    """What a whole run costs and sends, if nothing is asked twice."""
-
-    messages: int
-    items: int
-    bytes: int
-    """Of all items, as the audit log counts them."""
-    seconds: float
-    """How long the run keeps one processor core of the machine busy."""
-    starting_seconds: float
-    """Of these, starting Python and reading the programs' code, once a message."""
-    features_seconds: float
-    """Of these, in messages that read recordings and computed features."""
-    longest_seconds: float
-    """The longest message."""
-    message_peak_bytes: int
-    """The most memory that a message's process held."""
-    services_bytes: int
-    """What SuperNode and executor hold beside it (`SERVICES_BYTES`)."""
-    disk_bytes: int
-    """What a run adds to the site's disk: features, ledger, audit log."""
 
 
 class Rehearsal(Settings):
-    """The keys of `rehearsal.json`."""
+    """The keys of `rehearsal.json`. Sums are of a whole run in which nothing is asked twice."""
 
     schema_: Literal["fedbridge.rehearsal/1"] = Field(default="fedbridge.rehearsal/1", alias="schema")
     study: str
@@ -81,8 +62,28 @@ class Rehearsal(Settings):
     mechanism: str
     timeout_seconds: float
     """How long the coordinator waits for a reply."""
+
+    bytes: int
+    """Of all items, as the audit log counts them."""
+    planned_bytes: tuple[int, int]
+    """The same from the study alone, at least and at most: they differ where the run chooses the bridge's positions."""
+    seconds: float
+    """How long the run keeps one processor core of the machine busy."""
+    starting_seconds: float
+    """Of these, starting Python and reading the programs' code, once a message."""
+    features_seconds: float
+    """Of these, in messages that read recordings and computed features."""
+    longest_seconds: float
+    """The longest message."""
+    peak_bytes: int
+    """The most memory that a message's process held."""
+    services_bytes: int
+    """What SuperNode and executor hold beside it, all the time."""
+    disk_bytes: int
+    """What a run adds to the site's disk: features, ledger, audit log."""
+
     messages: tuple[MessageRecord, ...]
-    totals: Totals
+    outgoing: tuple[Outgoing, ...]
 
     @property
     def refused(self) -> tuple[MessageRecord, ...]:

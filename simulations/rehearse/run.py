@@ -11,12 +11,14 @@ from pathlib import Path
 from bridge.encoders.cards import WEIGHTS
 from bridge.errors import FedbridgeError
 from bridge.files import write_whole
+from bridge.installation import check_installation
 from bridge.job import job_text
 from bridge.run_config import Value
 from bridge.services import flower_environment
 from bridge.study.archive import Study, open_study
 from bridge.study.manifest import MODEL_NAMES
-from client.site import Site, open_site
+from client.session import house
+from client.site import Site
 from server.initialisation import PUBLIC_VECTORS
 from simulations.errors import RehearsalError
 from simulations.progress import Progress, following, no_progress
@@ -41,17 +43,17 @@ def rehearse(
     `RehearsalError` where the study can't be rehearsed here or the site would not take part in it, with its code;
     `RunFolderError` where `out` can't be written; and what stopped the run. Then `out` is not made.
     """
-    site = open_site(site_path)
+    check_installation()
     check_free(out)
+    site, policy = house(site_path)
     with open_study(path) as study:
         names = names_of(site.name, study.job, pretend)
-        judge(site, study)
         with workplace(out) as place:
+            judge(site, policy, study, place / "judge")
             models = _models(site, study, place / "models")
             sites = write_sites(site, names, models, place)
             text = job_text(rehearsed_job(study.job, names))
-            house = _run(text, models, sites, place, progress)
-            record = record_of(study, sites, house)
+            record = record_of(study, sites, policy, _run(text, models, sites, place, progress))
             write_whole(place / "out" / REHEARSAL_JSON, record.model_dump_json(by_alias=True, indent=1) + "\n")
             write_whole(place / "out" / SUMMARY, summary(record))
     return record
@@ -88,13 +90,13 @@ def _run(text: str, models: Path, sites: list[Site], place: Path, progress: Prog
         "resume": False,
     }
     with _workers(place) as workers:
-        house = House(sites[0], workers, place / "out")
+        answering = House(sites[0], workers, place / "out")
         try:
             with following(run_folder, progress):
-                run_local(server_app, house, values, len(sites), workers=1)
+                run_local(server_app, answering, values, len(sites), workers=1)
         except FedbridgeError as error:
-            raise _stopped(house, workers, error) from error
-        return house
+            raise _stopped(answering, workers, error) from error
+        return answering
 
 
 @contextmanager
@@ -106,14 +108,14 @@ def _workers(place: Path) -> Iterator[Workers]:
         workers.end()
 
 
-def _stopped(house: House, workers: Workers, error: FedbridgeError) -> FedbridgeError:
+def _stopped(answering: House, workers: Workers, error: FedbridgeError) -> FedbridgeError:
     """What is behind a run that ended: the site's own answer, a process that died, or the error itself."""
-    if house.stopped is not None:
-        words = workers.last_words() if not isinstance(house.stopped, RehearsalError) else ""
+    if answering.stopped is not None:
+        words = workers.last_words() if not isinstance(answering.stopped, RehearsalError) else ""
         if words:
-            house.stopped.why += f"; it said: {words}"
-        return house.stopped
-    refused = [reply for reply in house.replies if reply.outcome != "OK"]
+            answering.stopped.why += f"; it said: {words}"
+        return answering.stopped
+    refused = [reply for reply in answering.replies if reply.outcome != "OK"]
     if not refused:
         return error
     last = refused[-1]

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bridge.messages import ITEMS
-from simulations.rehearse.record import MessageRecord, Rehearsal, Totals
+from simulations.rehearse.record import MessageRecord, Rehearsal
 
 
 def summary(record: Rehearsal) -> str:
     """The page; it names items, sizes, codes and costs, and no patient."""
-    return "\n".join(
-        (*_head(record), "", *_items(record), "", *_cost(record), *_refusals(record), "", *_notes(record), "")
-    )
+    parts = (_head(record), _items(record), _cost(record), _refusals(record), _notes(record))
+    return "\n\n".join(text for part in parts if (text := "\n".join(part))) + "\n"
 
 
 def _head(record: Rehearsal) -> Iterator[str]:
     yield f"study '{record.study}' rehearsed at '{record.site}' on {record.when}"
-    yield f"{record.totals.messages} messages to the site as it is"
+    yield f"{len(record.messages)} messages to the site as it is"
     if len(record.pretend) > 1:
         yield f"the other hospitals' part was played by {len(record.pretend) - 1} pretend site(s) of its own patients"
 
@@ -26,45 +25,44 @@ def _items(record: Rehearsal) -> Iterator[str]:
     yield "What would leave:"
     yield f"  {'message':<20}{'item':<24}{'times':>6}{'bytes each':>14}{'bytes':>14}  purpose"
     found: dict[tuple[str, str], list[int]] = {}
-    for message in record.messages:
-        for item in message.items:
-            found.setdefault((message.message, item.item), []).append(item.bytes)
-    for (message_type, name), sizes in found.items():
-        each = f"{sizes[0]:,}" if len(set(sizes)) == 1 else f"{min(sizes):,}-{max(sizes):,}"
-        yield f"  {message_type:<20}{name:<24}{len(sizes):>6}{each:>14}{sum(sizes):>14,}  {ITEMS[name].purpose}"
-    yield f"  {record.totals.items} items, {record.totals.bytes:,} bytes in all, if no question is asked twice"
+    for each in record.outgoing:
+        found.setdefault((each.message, each.item), []).append(each.bytes)
+    for (message, name), sizes in found.items():
+        size = f"{sizes[0]:,}" if len(set(sizes)) == 1 else f"{min(sizes):,}-{max(sizes):,}"
+        yield f"  {message:<20}{name:<24}{len(sizes):>6}{size:>14}{sum(sizes):>14,}  {ITEMS[name].purpose}"
+    yield f"  {len(record.outgoing)} items, {record.bytes:,} bytes in all, if no question is asked twice"
+    low, high = record.planned_bytes
+    if low < high:
+        yield f"  where the hospitals together choose other positions for the bridge: {low:,} to {high:,} bytes"
     yield "  each of them lies in outgoing/, as it would leave"
 
 
 def _cost(record: Rehearsal) -> Iterator[str]:
-    totals = record.totals
-    together = totals.message_peak_bytes + totals.services_bytes
+    longest = _time(record.longest_seconds)
     yield "What a real run costs this machine:"
-    longest = _time(totals.longest_seconds)
-    yield f"  time    one core busy for {_time(totals.seconds)} in all; the longest message takes {longest}"
-    yield f"          most of it: {_dominating(totals)}"
-    yield (
-        f"  memory  {_mega(together)}: {_mega(totals.message_peak_bytes)} while a message is computed, "
-        f"{_mega(totals.services_bytes)} for SuperNode and executor all the time"
-    )
-    yield f"  disk    {_mega(totals.disk_bytes)} for features, ledger and audit log"
+    yield f"  time    one core busy for {_time(record.seconds)} in all; the longest message takes {longest}"
+    for number, (what, seconds) in enumerate(_parts(record)):
+        yield f"          {'most of it: ' if not number else 'then: '}{what}, {_time(seconds)}"
+    yield f"  memory  {_size(record.peak_bytes + record.services_bytes)}: {_size(record.peak_bytes)} while a message is"
+    yield f"          computed, {_size(record.services_bytes)} for SuperNode and executor all the time"
+    yield f"  disk    {_size(record.disk_bytes)} for features, ledger and audit log"
 
 
-def _dominating(totals: Totals) -> str:
-    parts = {
-        "starting a process for each message": totals.starting_seconds,
-        "reading recordings and computing features, once": totals.features_seconds,
-        "the messages themselves": totals.seconds - totals.starting_seconds - totals.features_seconds,
-    }
-    ranked = sorted(parts.items(), key=lambda part: -part[1])
-    return "; ".join(f"{name} ({_time(seconds)})" for name, seconds in ranked)
+def _parts(record: Rehearsal) -> list[tuple[str, float]]:
+    """What the time goes into, the largest part first."""
+    rest = record.seconds - record.starting_seconds - record.features_seconds
+    parts = [
+        ("starting a process for each message", record.starting_seconds),
+        ("reading recordings and computing features, once", record.features_seconds),
+        ("the messages themselves", rest),
+    ]
+    return sorted(parts, key=lambda part: -part[1])
 
 
 def _refusals(record: Rehearsal) -> Iterator[str]:
     if not record.refused:
         return
-    yield ""
-    yield "What this site would refuse (its own reasons stay here):"
+    yield "What this site would refuse (the coordinator learns the code alone):"
     for message in record.refused:
         yield f"  {_place(message)}: {message.outcome}"
         yield from (f"    {line}" for line in message.why.splitlines())
@@ -73,10 +71,10 @@ def _refusals(record: Rehearsal) -> Iterator[str]:
 def _notes(record: Rehearsal) -> Iterator[str]:
     late = [message for message in record.messages if message.seconds > record.timeout_seconds]
     if late:
-        yield f"Note: {len(late)} message(s) take longer than the coordinator waits ({_time(record.timeout_seconds)}):"
+        yield f"Note: {len(late)} message(s) take longer than the coordinator waits ({_time(record.timeout_seconds)}),"
         yield f"{_place(late[0])} first. The site would lose that turn: tell the coordinator."
     if record.mechanism == "none":
-        yield "Note: under the mechanism 'none' nothing is noised; what lies in outgoing/ depends on single patients."
+        yield "Note: the mechanism is 'none', nothing is noised: what lies in outgoing/ depends on single patients."
     yield "Nothing was sent; the site's budget, audit log, cache and acceptances are as they were."
 
 
@@ -92,5 +90,8 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _mega(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB" if size < 10e9 else f"{size / 1e9:,.1f} GB"
+def _size(count: int) -> str:
+    for unit, name in ((10**9, "GB"), (10**6, "MB")):
+        if count >= 10 * unit:
+            return f"{count / unit:,.0f} {name}"
+    return f"{count / 1000:,.0f} kB"

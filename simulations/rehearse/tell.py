@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from bridge.study.archive import Study
+from bridge.study.traffic import planned_messages, total
 from client.audit import AuditLog, Entry
+from client.policy import Policy
 from client.site import Site
 from server.book import versions
 from simulations.errors import EngineError
 from simulations.rehearse.house import House, Reply, folder_bytes
-from simulations.rehearse.record import ItemRecord, MessageRecord, Rehearsal, Totals
+from simulations.rehearse.record import MessageRecord, Outgoing, Rehearsal
 
-SERVICES_BYTES = 220_000_000
-"""What SuperNode (120 MB) and executor (90 MB) of Flower 1.41 were seen to hold on Linux x86-64 with Python 3.11."""
+SERVICES_BYTES = 280_000_000
+"""Measured at rest (VmHWM; Flower 1.41, Python 3.11, Linux x86-64): SuperNode 139 MB, executor 129 MB; rounded up for
+the messages that pass through."""
+
+_NAME_BYTES = (1, 63)
+"""What the plan counts for the site's name, which it does not know."""
 
 
-def record_of(study: Study, sites: Sequence[Site], house: House) -> Rehearsal:
+def record_of(study: Study, sites: Sequence[Site], policy: Policy, house: House) -> Rehearsal:
     """The record of a run that has ended. Raises `EngineError` where what was answered is not what the audit log says:
     a defect."""
     own = sites[0]
-    sent = _sent(own, house.run)
-    messages = tuple(_message(reply, sent) for reply in house.replies)
-    if next(sent, None) is not None:
-        raise _differs("the run's last message")
+    outgoing = _outgoing(house.replies, _sent(own, house.run))
     return Rehearsal(
         study=study.id,
         study_sha256=study.sha256,
@@ -34,17 +38,50 @@ def record_of(study: Study, sites: Sequence[Site], house: House) -> Rehearsal:
         versions=versions(),
         mechanism=study.job.privacy.mechanism,
         timeout_seconds=study.job.sites.timeout_seconds,
-        messages=messages,
-        totals=_totals(messages, house.disk_bytes() + folder_bytes(own.cache_folder)),
+        bytes=sum(each.bytes for each in outgoing),
+        planned_bytes=_planned(study, policy, own.name),
+        **_cost(house.replies),
+        services_bytes=SERVICES_BYTES,
+        disk_bytes=house.disk_bytes() + folder_bytes(own.cache_folder),
+        messages=tuple(_message(reply) for reply in house.replies),
+        outgoing=outgoing,
     )
 
 
-def _message(reply: Reply, sent: Iterator[Entry]) -> MessageRecord:
-    entries = {entry.item: entry for entry in (next(sent, None) for _ in reply.files) if entry is not None}
-    if entries.keys() != reply.files.keys() or any(
-        (entry.message, entry.round) != (reply.message, reply.round) for entry in entries.values()
-    ):
-        raise _differs(f"message {reply.number}, '{reply.message}'")
+def _sent(own: Site, run: str) -> Iterator[Entry]:
+    """What the audit log says has left in this run: a rehearsal's log begins as a copy of the site's."""
+    entries = (line.entry for line in AuditLog(own.audit_path).verify())
+    return iter([entry for entry in entries if entry.event == "sent" and entry.run == run])
+
+
+def _outgoing(replies: Sequence[Reply], sent: Iterator[Entry]) -> tuple[Outgoing, ...]:
+    found: list[Outgoing] = []
+    for reply in replies:
+        entries = {entry.item: entry for entry in (next(sent, None) for _ in reply.files) if entry is not None}
+        places = {(entry.message, entry.round) for entry in entries.values()}
+        if entries.keys() != reply.files.keys() or places - {(reply.message, reply.round)}:
+            raise _differs(f"message {reply.number}, '{reply.message}'")
+        found += [_item(reply, entry) for entry in entries.values()]
+    if next(sent, None) is not None:
+        raise _differs("it knows more items")
+    return tuple(found)
+
+
+def _item(reply: Reply, entry: Entry) -> Outgoing:
+    return Outgoing(
+        number=reply.number,
+        message=reply.message,
+        round=reply.round,
+        split=reply.split,
+        item=entry.item,
+        shape=entry.shape,
+        bytes=entry.bytes,
+        sha256=entry.sha256,
+        file=reply.files[entry.item].as_posix(),
+    )
+
+
+def _message(reply: Reply) -> MessageRecord:
     return MessageRecord(
         number=reply.number,
         message=reply.message,
@@ -56,41 +93,25 @@ def _message(reply: Reply, sent: Iterator[Entry]) -> MessageRecord:
         seconds=round(reply.cost.seconds, 3),
         peak_bytes=reply.cost.peak_bytes,
         cached_bytes=reply.cached_bytes,
-        items=tuple(
-            ItemRecord(
-                item=name,
-                shape=entries[name].shape,
-                bytes=entries[name].bytes,
-                sha256=entries[name].sha256,
-                file=file.as_posix(),
-            )
-            for name, file in reply.files.items()
-        ),
     )
 
 
-def _sent(own: Site, run: str) -> Iterator[Entry]:
-    """What the audit log says has left in this run: a rehearsal's log begins as a copy of the site's."""
-    entries = (line.entry for line in AuditLog(own.audit_path).verify())
-    return iter([entry for entry in entries if entry.event == "sent" and entry.run == run])
+def _cost(replies: Sequence[Reply]) -> dict[str, Any]:
+    costs = [reply.cost for reply in replies]
+    computing = [reply.cost.seconds - reply.cost.ready for reply in replies if reply.cached_bytes > 0]
+    return {
+        "seconds": round(sum(cost.seconds for cost in costs), 3),
+        "starting_seconds": round(sum(cost.ready for cost in costs), 3),
+        "features_seconds": round(sum(computing), 3),
+        "longest_seconds": round(max((cost.seconds for cost in costs), default=0.0), 3),
+        "peak_bytes": max((cost.peak_bytes for cost in costs), default=0),
+    }
 
 
-def _totals(messages: Sequence[MessageRecord], disk_bytes: int) -> Totals:
-    items = [item for message in messages for item in message.items]
-    seconds = [message.seconds for message in messages]
-    computing = [message.seconds - message.ready_seconds for message in messages if message.cached_bytes > 0]
-    return Totals(
-        messages=len(messages),
-        items=len(items),
-        bytes=sum(item.bytes for item in items),
-        seconds=round(sum(seconds), 3),
-        starting_seconds=round(sum(message.ready_seconds for message in messages), 3),
-        features_seconds=round(sum(computing), 3),
-        longest_seconds=max(seconds, default=0.0),
-        message_peak_bytes=max((message.peak_bytes for message in messages), default=0),
-        services_bytes=SERVICES_BYTES,
-        disk_bytes=disk_bytes,
-    )
+def _planned(study: Study, policy: Policy, site: str) -> tuple[int, int]:
+    low, high = total(planned_messages(study.job, *study.cards(), policy.items))
+    name = len(site.encode())
+    return low - _NAME_BYTES[0] + name, high - _NAME_BYTES[1] + name
 
 
 def _differs(what: str) -> EngineError:
