@@ -23,10 +23,12 @@ from bridge.services import flower_environment
 from server.coordinator.folder import CoordinatorFolder
 
 if TYPE_CHECKING:
+    from flwr.proto.node_pb2 import NodeInfo
     from flwr.supercore.control import ControlHttpClient
 
 _HEALTH_SECONDS = 3.0
 _POLL_SECONDS = 0.5
+_SAME_SECONDS = 0.01
 _MISSED_HEARTBEATS = 2
 """Flower takes a node for online until this many intervals have passed."""
 
@@ -174,11 +176,11 @@ def _explained(what: str) -> Iterator[None]:
         ) from error
 
 
-def _last_seen(node: object) -> str:
-    until, interval = getattr(node, "online_until", 0.0), getattr(node, "heartbeat_interval", 0.0)
-    if not until or not getattr(node, "last_activated_at", ""):
+def _last_seen(node: NodeInfo) -> str:
+    if not node.last_activated_at:
         return ""
-    status = getattr(node, "status", "")
-    if status == "offline" and (left := getattr(node, "last_deactivated_at", "")):
-        return datetime.fromisoformat(left).astimezone(UTC).isoformat(timespec="seconds")
-    return datetime.fromtimestamp(until - _MISSED_HEARTBEATS * interval, UTC).isoformat(timespec="seconds")
+    beat = datetime.fromtimestamp(node.online_until - _MISSED_HEARTBEATS * node.heartbeat_interval, UTC)
+    # Flower cuts `online_until` short where a node says goodbye or is shut out: then it was there until that moment.
+    moments = [datetime.fromisoformat(each) for each in (node.last_deactivated_at, node.unregistered_at) if each]
+    cut = [each for each in moments if abs(each.timestamp() - node.online_until) < _SAME_SECONDS]
+    return max([beat, *cut]).astimezone(UTC).isoformat(timespec="seconds")
