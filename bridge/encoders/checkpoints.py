@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from bridge.config import Settings
 from bridge.errors import WeightsError, WindowError
 from bridge.windows import Modality, WindowSpec
 
 _LISTED = 20
+
+Architecture = TypeVar("Architecture", bound=Settings)
 
 
 def state_dict_of(loaded: Mapping[str, Any], wrapper: str, model: str) -> dict[str, Tensor]:
@@ -86,7 +90,7 @@ def taken(
 
 
 def size_of(state: Mapping[str, Tensor], name: str, axis: int, model: str) -> int:
-    """One size of a tensor whose shape tells the network's size. Raises `WeightsError` where it is absent or flatter."""
+    """One size of a tensor whose shape tells the network's size. Raises `WeightsError` where there is none."""
     if name not in state or state[name].ndim <= axis:
         raise WeightsError(
             f"the file's weights are not those of {model}",
@@ -100,6 +104,18 @@ def count_of(state: Mapping[str, Tensor], prefix: str) -> int:
     """How many blocks there are under `prefix`: one more than the highest number that follows it."""
     numbers = [name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)]
     return max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
+
+
+def architecture_of(kind: type[Architecture], settings: Mapping[str, Any], model: str) -> Architecture:
+    """The settings as an architecture; raises `WeightsError` where they are none that can be."""
+    try:
+        return kind.model_validate(dict(settings))
+    except ValidationError as error:
+        raise WeightsError(
+            f"the file's weights are not those of {model}",
+            why="; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()),
+            fix="use the official file as it was published, and the model that it belongs to",
+        ) from error
 
 
 def require_window(window: WindowSpec, modality: Modality, rate_hz: tuple[float, float], model: str) -> None:

@@ -84,6 +84,10 @@ class SplitEncoder(nn.Module, ABC):
         with torch.device("meta"):
             return cls(window, architecture, digest).eval().requires_grad_(False)
 
+    def shapes(self) -> dict[str, torch.Size]:
+        """Names and shapes of everything that is stored."""
+        return {name: tensor.shape for name, tensor in self.state_dict().items()}
+
     @classmethod
     def load(cls, folder: Path, card: EncoderCard) -> Self:
         """Build the card's network and fill in its weights (the contract of the group `fedbridge.encoders`).
