@@ -152,7 +152,7 @@ class Course:
             loss = event.get("loss")
             self.loss = float(loss) if isinstance(loss, int | float) else None
             self._answered(moment)
-        elif name in PHASES and event.get("state") == "done":
+        elif name in PHASES and name != "export" and event.get("state") == "done":
             self._answered(moment)
 
     def _answered(self, moment: str) -> None:

@@ -12,9 +12,10 @@ from bridge.errors import CodeError, StudyError, WeightsError
 from bridge.files import cause, whole_file
 from bridge.hashing import sha256_file
 from bridge.study.archive import Study
-from bridge.study.manifest import MODELS, STUDY_JSON, Code
+from bridge.study.manifest import MODELS, STUDY_JSON, Code, ModelEntry
 from server.coordinator.folder import CoordinatorFolder
 from server.errors import RunFolderError
+from server.initialisation import PUBLIC_VECTORS
 from server.models import read_models
 
 _NAMED = 5
@@ -63,8 +64,9 @@ def _differing(code: Code, own: BundleHash) -> str:
 def placed_models(study: Study, folder: CoordinatorFolder, weights: Path | None) -> Path:
     """The study's models in `studies/<id>/models`, complete and checked; put there where they are not yet.
 
-    `weights` holds the model folders whose weights the study file does not include. Raises `WeightsError` where these
-    are needed and missing or wrong, `StudyError` where the place holds another study, and what extraction raises.
+    `weights` holds what the study file does not include: the weights of the model folders, the public vectors. Raises
+    `WeightsError` where these are needed and missing or wrong, `StudyError` where the place holds something else or was
+    changed, and what extraction raises.
     """
     place = folder.studies / study.id
     if not place.exists():
@@ -74,7 +76,9 @@ def placed_models(study: Study, folder: CoordinatorFolder, weights: Path | None)
         raise StudyError(f"{place}: does not hold this study", why="something else is there", fix="move it away")
     for name, model in study.manifest.models.items():
         if not model.included and not (place / MODELS / name / WEIGHTS).is_file():
-            _copy_weights(name, model.weights_sha256, model.source, weights, place / MODELS / name / WEIGHTS)
+            _copy_weights(name, model, weights, place / MODELS / name / WEIGHTS)
+    if weights is not None and (weights / PUBLIC_VECTORS).is_file() and not (place / MODELS / PUBLIC_VECTORS).exists():
+        _copy(weights / PUBLIC_VECTORS, place / MODELS / PUBLIC_VECTORS)
     for name, member in study.manifest.members.items():
         if not (place / name).is_file() or sha256_file(place / name) != member.sha256:
             raise StudyError(
@@ -91,20 +95,24 @@ def _make(folder: Path) -> None:
         raise RunFolderError(f"{folder}: can't be made", why=cause(error), fix="correct the permissions") from error
 
 
-def _copy_weights(name: str, sha256: str, source: str, weights: Path | None, target: Path) -> None:
+def _copy_weights(name: str, model: ModelEntry, weights: Path | None, target: Path) -> None:
     path = None if weights is None else weights / name / WEIGHTS
     if path is None or not path.is_file():
         raise WeightsError(
             f"the study does not include the weights of the {name}",
-            why=f"{path} is missing" if path else f"get them from: {source or 'the study names no source'}",
+            why=f"{path} is missing" if path else f"get them from: {model.source or 'the study names no source'}",
             fix=f"--models DIR names a folder with {name}/{WEIGHTS}",
         )
+    if sha256_file(path) != model.weights_sha256:
+        raise WeightsError(
+            f"{path}: not the weights of the study's {name}", why="its sha256 is another", fix="use the study's own"
+        )
+    _copy(path, target)
+
+
+def _copy(source: Path, target: Path) -> None:
     try:
-        if sha256_file(path) != sha256:
-            raise WeightsError(
-                f"{path}: not the weights of the study's {name}", why="another sha256", fix="use the study's own"
-            )
-        with whole_file(target) as file, path.open("rb") as given:
+        with whole_file(target) as file, source.open("rb") as given:
             shutil.copyfileobj(given, file)
     except OSError as error:
         raise RunFolderError(f"{target}: can't be written", why=cause(error), fix="free space there") from error
