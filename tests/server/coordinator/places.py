@@ -1,4 +1,4 @@
-"""Coordinators' folders, sites' keys and enrolment requests for the tests; ssh-keygen and openssl make the latter two."""
+"""Coordinators' folders, and sites' keys and enrolment requests, which ssh-keygen and openssl make."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def new_keys(path: Path, *, kind: str = "ecdsa", bits: int = 384) -> Keys:
     return Keys(path, " ".join(path.with_name(path.name + ".pub").read_text().split()[:2]))
 
 
-def write_request(path: Path, site: str, keys: Keys, **changes: str) -> Path:
+def write_request(path: Path, named: str, keys: Keys, **changes: str) -> Path:
     """An enrolment request; `changes` come after the signature."""
-    content = json.dumps(["fedbridge.request/1", site, keys.public], separators=(",", ":")).encode()
+    content = json.dumps(["fedbridge.request/1", named, keys.public], separators=(",", ":")).encode()
     request = {
         "schema": "fedbridge.request/1",
-        "site": site,
+        "site": named,
         "public_key": keys.public,
         "signature": base64.b64encode(keys.sign(content)).decode(),
     }
