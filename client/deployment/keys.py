@@ -23,7 +23,7 @@ SECRET_BYTES = 32
 
 
 def new_node_key(folder: Path) -> None:
-    """Write a new `node.key`, and its `node.pub`. Raises `OSError`."""
+    """Write a new `node.key`. Raises `OSError`."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -32,7 +32,6 @@ def new_node_key(folder: Path) -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
     _write_secret(folder / NODE_KEY, content)
-    write_public(folder, key)
 
 
 def new_executor_secret(folder: Path) -> None:

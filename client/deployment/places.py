@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 from bridge.config import load_model
@@ -60,6 +62,15 @@ def enter(site: Site) -> None:
     os.environ.update(service_environment(site))
     os.environ.pop("PYTHONPATH", None)
     os.chdir(folder)
+
+
+def own_command() -> Path:
+    """Where `fedbridge-site` is installed. Raises `ServiceError` where it is not."""
+    beside = Path(sys.executable).with_name("fedbridge-site")
+    found = beside if beside.exists() else shutil.which("fedbridge-site")
+    if found is None:
+        raise ServiceError("the command fedbridge-site is not installed", fix="pip install fedbridge again")
+    return Path(found).absolute()
 
 
 def _unwritable(path: Path, error: OSError) -> ServiceError:

@@ -11,7 +11,7 @@ import yaml
 from bridge.study.manifest import Code, Manifest, Member, study_id
 from bridge.study.signing import sign
 from client.audit import AuditLog, Entry
-from client.deployment.keys import new_executor_secret, new_node_key
+from client.deployment.keys import new_executor_secret, new_node_key, read_node_key, write_public
 from client.site import Site, open_site
 from client.study.record import Acceptance, purpose_of
 
@@ -29,6 +29,7 @@ def plain_site(folder: Path, port: int, **changes: Any) -> Site:
     """A site without recordings or models, with keys; `port` is its own."""
     (folder / "keys").mkdir(parents=True, mode=0o700)
     new_node_key(folder / "keys")
+    write_public(folder / "keys", read_node_key(folder / "keys"))
     new_executor_secret(folder / "keys")
     content = {**PLAIN_SITE, "deployment": {"port": port}, **changes}
     (folder / "site.yaml").write_text(yaml.safe_dump(content))
