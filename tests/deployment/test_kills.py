@@ -98,9 +98,7 @@ def phase_of(run: Path) -> str:
         event, state = line["event"], line.get("state", "")
         if event == "checkpoint" and not line.get("stopped"):
             phase = f"round {line['round'] + 1}" if line["round"] < ROUNDS else phase
-        elif event in ("describe", "probe", "similarity", "evaluate") and state == "started":
-            phase = str(event)
-        elif event in ("finished", "failed"):  # noqa: SIM114 - another kind of event
+        elif (event in PHASES and state == "started") or event in ("finished", "failed"):
             phase = str(event)
         elif event == "note" and "resumed after round" in line.get("text", ""):
             phase = f"round {int(line['text'].split('round ')[1].split()[0]) + 1}"
