@@ -46,7 +46,7 @@ def request_command(
     site: FolderArgument = Path(),
     out: Annotated[Path | None, typer.Option(help="Write it to this file instead of printing it.")] = None,
 ) -> None:
-    """Print the enrolment request for the coordinator, and its fingerprint for the telephone. Nothing is secret in it."""
+    """Print the enrolment request for the coordinator, and its fingerprint for the telephone. It holds no secret."""
     from client.deployment.request import make_request, request_text
 
     request = make_request(_open(site))

@@ -30,23 +30,26 @@ def unit_texts(site: Site) -> dict[str, str]:
         "program": quoted(program),
         "folder": quoted(site.path),
         "state": quoted(site.state_folder),
-        "node_key": quoted(site.keys_folder / NODE_KEY),
-        "told": list(map(quoted, _told(site))),
+        "node_key": quoted(site.keys_folder / NODE_KEY, "-"),
+        "told": [quoted(path, "-") for path in _told(site)],
         "writable": " ".join(map(quoted, _writable(site))),
-        "not_for_supernode": list(map(quoted, _not_for_supernode(site))),
+        "not_for_supernode": [quoted(path, "-") for path in _not_for_supernode(site)],
         "supernode_unit": unit_name("supernode", site.name),
     }
     return {unit_name(name, site.name): _fill(f"{name}.service.j2", values) for name in ("supernode", "executor")}
 
 
-def quoted(path: Path) -> str:
-    """A path as one word of a unit file. Raises `ServiceError` for one with control characters."""
+def quoted(path: Path, prefix: str = "") -> str:
+    """A path as one word of a unit file. Raises `ServiceError` for characters that systemd reads as something else."""
     text = str(path)
-    if not text.isprintable():
-        raise ServiceError(f"{text!r}: systemd can't take this path", fix="use a folder without control characters")
-    for character, escaped in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
-        text = text.replace(character, escaped)
-    return text if text.isascii() and not set(text) & set(" '\";\\") else f'"{text}"'
+    if not text.isprintable() or set(text) & set("\\\"'$;"):
+        raise ServiceError(
+            f"{text!r}: systemd can't take this path",
+            why="it holds quotation marks, backslashes, '$', ';' or control characters",
+            fix="use a folder without them",
+        )
+    word = prefix + text.replace("%", "%%")
+    return f'"{word}"' if " " in word else word
 
 
 def _writable(site: Site) -> list[Path]:
