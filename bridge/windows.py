@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -37,11 +37,58 @@ class WindowSpec(BaseModel):
             )
 
 
+def _is_empty(value: tuple[object, ...]) -> bool:
+    return not value
+
+
+def _is_run(value: str) -> bool:
+    return value == "run"
+
+
+class Resampling(BaseModel):
+    """Resampling of a whole recording to `int(samples * new rate / old rate)` samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: Literal["resample"] = "resample"
+    method: Literal["linear", "fourier"]
+    """`linear` interpolates with the first and the last sample of old and new laid onto each other; `fourier` cuts or
+    pads the spectrum, as if the recording went on in a circle."""
+    rate_hz: float | None = Field(default=None, gt=0)
+    """The new rate; null is that of the encoder's windows."""
+
+
+class FirBandpass(BaseModel):
+    """A windowed-sinc band-pass (Hamming) that runs forwards and backwards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: Literal["fir_bandpass"] = "fir_bandpass"
+    taps: int = Field(ge=3)
+    band_hz: tuple[float, float]
+
+
+class ChebyshevBandpass(BaseModel):
+    """A Chebyshev band-pass of type I that runs forwards and backwards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: Literal["chebyshev_bandpass"] = "chebyshev_bandpass"
+    order: int = Field(ge=1, le=8)
+    ripple_db: float = Field(gt=0)
+    band_hz: tuple[float, float]
+
+
+Stage = Annotated[Resampling | FirBandpass | ChebyshevBandpass, Field(discriminator="step")]
+"""One of the steps of a published model, told by its name in `step`."""
+
+
 class Preprocessing(BaseModel):
     """Named steps from a recording to an encoder's window, in the order of the fields.
 
     The zero-phase filters run over a gap-free segment at the recording's own rate; polyphase resampling to the
-    `WindowSpec`'s rate follows, then `normalise` and `clip`.
+    `WindowSpec`'s rate follows, then `normalise` and `clip`. A published model names its authors' steps in `stages`
+    instead, since a frozen network should read what it was trained on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,14 +101,34 @@ class Preprocessing(BaseModel):
     """Order of the Butterworth filter, which runs forwards and backwards."""
     notch_hz: float | None = Field(default=None, gt=0)
     """Mains frequency to take out."""
+    stages: tuple[Stage, ...] = Field(default=(), exclude_if=_is_empty)
+    """Steps in the order in which they run, in the place of band-pass and notch."""
+    over: Literal["run", "window"] = Field(default="run", exclude_if=_is_run)
+    """What the steps see at once: a gap-free segment, or one window by itself (recordings that are cut into epochs)."""
     normalise: Literal["window", "segment", "recording", "none"] = "window"
     """Zero mean and unit deviation of each channel over the window, the gap-free segment, or all of the recording's."""
     clip: float | None = Field(default=None, gt=0)
     """Bound of the normalised values."""
+
+    def by_window(self) -> Preprocessing:
+        """The same steps over each window by itself, normalised by it where these normalise at all."""
+        normalise = "none" if self.normalise == "none" else "window"
+        return self.model_copy(update={"over": "window", "normalise": normalise})
 
     @model_validator(mode="after")
     def _edges_in_order(self) -> Preprocessing:
         low, high = self.bandpass_hz
         if (low is not None and low <= 0) or (high is not None and high <= (low or 0.0)):
             raise ValueError(f"bandpass_hz must be [low, high] with 0 < low < high, not [{low}, {high}]")
+        for stage in self.stages:
+            if not isinstance(stage, Resampling) and not 0 < stage.band_hz[0] < stage.band_hz[1]:
+                raise ValueError(f"band_hz must be [low, high] with 0 < low < high, not {list(stage.band_hz)}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_filter(self) -> Preprocessing:
+        if self.stages and (self.bandpass_hz != (None, None) or self.notch_hz is not None):
+            raise ValueError("name a band-pass or notch among the stages, or leave stages out")
+        if self.over == "window" and self.normalise not in ("window", "none"):
+            raise ValueError(f"over: window can't be normalised by the {self.normalise}")
         return self

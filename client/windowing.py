@@ -222,23 +222,32 @@ class _Part:
         window, steps = self.form.window, self.form.preprocessing
         out = np.zeros((len(starts), len(window.channels), window.samples))
         for row, start in enumerate(starts):
-            run, offset = self._run_of(start)
-            out[row] = run[:, offset : offset + window.samples]
+            out[row] = self._window(start) if steps.over == "window" else self._part_of_run(start)
         by_recording = steps.normalise == "recording" and len(starts) > 0
         return finish_windows(out, steps, self._all_runs() if by_recording else None)
 
-    def _run_of(self, start: float) -> tuple[NDArray[np.float64], int]:
-        """The prepared run that holds a window, and the window's first sample in it, to the nearest sample."""
+    def _part_of_run(self, start: float) -> NDArray[np.float64]:
+        """A window of the prepared run that holds it, from the nearest sample on."""
         rate, window = self.signal.rate_hz, self.form.window
-        first = nearest((start - self.signal.start_seconds) * rate)
-        index = next(i for i, (begin, end) in enumerate(self.runs) if begin <= first < end)
+        index = self._run_index(start)
         begin, _ = self.runs[index]
-        run = self._run(index)
-        # A run of just one window may lack the part of a sample that its own rate can't express.
-        short = max(0, window.samples - run.shape[1])
-        run = np.pad(run, ((0, 0), (0, short)), mode="edge") if short else run
+        run = _at_least(window.samples, self._run(index))
         offset = nearest((start - self.signal.start_seconds - begin / rate) * window.rate_hz)
-        return run, min(max(offset, 0), run.shape[1] - window.samples)
+        offset = min(max(offset, 0), run.shape[1] - window.samples)
+        return run[:, offset : offset + window.samples]
+
+    def _window(self, start: float) -> NDArray[np.float64]:
+        """A window that is prepared by itself, as if nothing had been recorded before and after."""
+        rate, window = self.signal.rate_hz, self.form.window
+        _, end = self.runs[self._run_index(start)]
+        first = nearest((start - self.signal.start_seconds) * rate)
+        data = self.signal.data[:, first : min(end, first + nearest(window.seconds * rate))]
+        prepared = prepare_run(data, rate, window.rate_hz, self.form.preprocessing)
+        return _at_least(window.samples, prepared)[:, : window.samples]
+
+    def _run_index(self, start: float) -> int:
+        first = nearest((start - self.signal.start_seconds) * self.signal.rate_hz)
+        return next(i for i, (begin, end) in enumerate(self.runs) if begin <= first < end)
 
     def _all_runs(self) -> NDArray[np.float64]:
         """All prepared runs end to end, `(channels, n')`."""
@@ -251,6 +260,12 @@ class _Part:
             data, rate = self.signal.data[:, begin:end], self.signal.rate_hz
             self._prepared[index] = prepare_run(data, rate, self.form.window.rate_hz, self.form.preprocessing)
         return self._prepared[index]
+
+
+def _at_least(samples: int, run: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A run of just one window may lack the part of a sample that its own rate can't express: its end is held."""
+    short = max(0, samples - run.shape[1])
+    return np.pad(run, ((0, 0), (0, short)), mode="edge") if short else run
 
 
 def nearest(samples: float) -> int:

@@ -142,6 +142,8 @@ MODELS: tuple[PublishedModel, ...] = (
         rate_hz=(125, 125),
         unit="standard deviations (z-scored)",
         positions="basicblock_list (18)",
+        # The first block has a norm that its authors never run.
+        unused=("basicblock_list.0.bn1.*", "final_bn.*", "dense.*", "expert_layers_*", "gating_network_*"),
     ),
     PublishedModel(
         name="normwear",
@@ -157,7 +159,7 @@ MODELS: tuple[PublishedModel, ...] = (
         rate_hz=(65, 130),
         unit="standard deviations (z-scored)",
         positions="backbone.encoder_blocks (12)",
-        unused=("decoder*", "mask_token", "temporal_recon*", "spatial_recon*"),
+        unused=("norm.*", "decoder*", "mask_token", "temporal_recon*", "spatial_recon*"),
         options={"heads": ()},
     ),
     PublishedModel(
