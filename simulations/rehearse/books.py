@@ -25,7 +25,7 @@ def copy_books(site: Site, copy: Site) -> None:
         _copy_ledger(site.ledger_path, copy.ledger_path)
         if site.key_path.exists():
             shutil.copy(site.key_path, copy.key_path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         why = cause(error) if isinstance(error, OSError) else "the audit log's head is damaged"
         raise RehearsalError(
             f"{site.folder}: audit log and ledger can't be read",

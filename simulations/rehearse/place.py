@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bridge.files import cause
@@ -42,9 +42,9 @@ def workplace(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_over(out.parent)
         place.mkdir(mode=0o700)
-    except FileExistsError as error:
-        raise RunFolderError(f"{out}: another rehearsal makes it", why=f"it works in {place}") from error
     except OSError as error:
+        if isinstance(error, FileExistsError) and place.exists():
+            raise RunFolderError(f"{out}: another rehearsal makes it", why=f"it works in {place}") from error
         raise _unwritable(out, error) from error
     with _held(place), _tidied(place):
         try:
@@ -70,16 +70,15 @@ def check_free(out: Path) -> None:
 
 
 def _remove_left_over(parent: Path) -> None:
-    """Working folders that nobody holds any more."""
+    """Working folders that nobody holds any more; those of other users stay."""
     for place in parent.glob(f".*{_SUFFIX}"):
-        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(place)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(descriptor)
+        with suppress(OSError):
+            descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(place)
+            finally:
+                os.close(descriptor)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ read the site's recordings where these lie.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain, count, islice
 from pathlib import Path
 
 from bridge.job import Job
@@ -46,9 +47,9 @@ def names_of(site: str, job: Job, pretend: int) -> tuple[str, ...]:
             why=f"it names {', '.join(expected)}",
             fix="correct the site's name in its site file, or ask the coordinator for a study that names the site",
         )
-    others = [name for name in expected if name != site]
-    others += [name for name in (f"pretend-{number + 1}" for number in range(1, pretend)) if name != site]
-    return (site, *others[: pretend - 1])
+    made_up = (f"pretend-{number}" for number in count(2))
+    others = (name for name in chain(expected, made_up) if name != site)
+    return (site, *islice(others, pretend - 1))
 
 
 def rehearsed_job(job: Job, names: Sequence[str]) -> Job:

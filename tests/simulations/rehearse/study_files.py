@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
+
+import yaml
 
 from bridge.encoders.cards import EncoderCard, HeadCard, read_card
 from bridge.job import Job, parse_job
 from bridge.study.archive import members_of, write_study
 from bridge.study.manifest import JOB_YAML, MODEL_NAMES, PAGE, Code, Manifest, ModelEntry
-
-SECRET = bytes(range(32))
+from client.site import open_site
+from tests.client.agreements import SECRET, write_coordinator
 
 
 def study_of(prepared: Path, path: Path, *, job_text: str | None = None, included: bool = True) -> Path:
     """A study file with the models of a prepared folder, for its job or for another job text."""
     text = job_text or (prepared / JOB_YAML).read_text()
     job: Job = parse_job(text)
-    models, files = {}, {JOB_YAML: text.encode(), PAGE: b"# A study\n"}
-    everything: dict[str, bytes | Path] = dict(files)
+    models: dict[str, ModelEntry] = {}
+    everything: dict[str, bytes | Path] = {JOB_YAML: text.encode(), PAGE: b"# A study\n"}
     for name in MODEL_NAMES:
         folder = prepared / "models" / name
-        card = read_card(folder, HeadCard if name == "task_head" else EncoderCard)
+        card = read_card(folder, HeadCard) if name == "task_head" else read_card(folder, EncoderCard)
         models[name] = ModelEntry(digest=card.digest, weights_sha256=card.weights_sha256, included=included)
         everything[f"models/{name}/card.json"] = folder / "card.json"
         if included:
@@ -40,6 +43,18 @@ def study_of(prepared: Path, path: Path, *, job_text: str | None = None, include
     )
     write_study(path, manifest, everything, SECRET)
     return path
+
+
+def hospital(prepared: Path, place: Path, number: int = 0) -> Path:
+    """A copy of a prepared site with own recordings and cache, whose coordinator signs as `study_of` does; its models
+    are those of the prepared folder."""
+    shutil.copytree(prepared / "sites" / f"site-{number}", place)
+    file = yaml.safe_load((place / "site.yaml").read_text())
+    file["models"] = {name: str(prepared / "models" / name) for name in MODEL_NAMES}
+    file["cache"] = {"folder": "cache"}
+    (place / "site.yaml").write_text(yaml.safe_dump(file, sort_keys=False))
+    write_coordinator(open_site(place), "simulation")
+    return place
 
 
 def installed_code() -> Code:
