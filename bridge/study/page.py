@@ -106,11 +106,11 @@ def study_page(manifest: Manifest, job: Job, cards: Cards) -> str:
 def _head(manifest: Manifest, job: Job, cards: Cards) -> Iterator[str]:
     yield f"# What the study '{job.name}' asks of your site"
     yield ""
-    yield f"Asked by the coordinator '{manifest.coordinator}'. Written on {manifest.created[:10]}."
+    yield f"Asked by the coordinator '{_line(manifest.coordinator)}'. Written on {manifest.created[:10]}."
     yield ""
-    yield f"**Purpose.** {manifest.purpose or 'The coordinator gives none.'}"
+    yield f"**Purpose.** {_line(manifest.purpose) or 'The coordinator gives none.'}"
     yield ""
-    yield f"**Whom to ask.** {manifest.contact or 'The coordinator names nobody.'}"
+    yield f"**Whom to ask.** {_line(manifest.contact) or 'The coordinator names nobody.'}"
 
 
 def _computed(manifest: Manifest, job: Job, cards: Cards) -> Iterator[str]:
@@ -119,7 +119,7 @@ def _computed(manifest: Manifest, job: Job, cards: Cards) -> Iterator[str]:
     yield ""
     yield (
         f"Two trained networks are given and stay as they are: an old one that reads {_input(old)} and classifies it "
-        f"({', '.join(head.classes)}), and a new one that reads {_input(new)}. The study trains a small bridge "
+        f"({_line(', '.join(head.classes))}), and a new one that reads {_input(new)}. The study trains a small bridge "
         "between them, so that the new signal can be classified by what the old network knows. Your site computes on "
         "recordings that hold both signals at the same time, without labels; labels serve to judge the result."
     )
@@ -132,7 +132,7 @@ def _computed(manifest: Manifest, job: Job, cards: Cards) -> Iterator[str]:
 
 def _input(card: EncoderCard) -> str:
     window = card.window
-    channels = ", ".join(window.channels)
+    channels = _line(", ".join(window.channels))
     return f"{window.modality} (channels {channels}; {window.rate_hz:g} Hz; windows of {window.seconds:g} s)"
 
 
@@ -252,13 +252,18 @@ def _models(manifest: Manifest, job: Job, cards: Cards) -> Iterator[str]:
 
 def _cell(text: str) -> str:
     """Text of others in one cell of a table."""
-    return " ".join(text.replace("|", "\\|").split())
+    return _line(text.replace("|", "\\|"))
+
+
+def _line(text: str) -> str:
+    """Text of others on one line, where it can't look like a section of the page."""
+    return " ".join(text.split())
 
 
 def _code(manifest: Manifest, job: Job, cards: Cards) -> Iterator[str]:
     yield "## Code"
     yield ""
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))
+    versions = ", ".join(_line(f"{name} {version}") for name, version in sorted(manifest.versions.items()))
     yield (
         f"The app bundle with the sha256 `{manifest.code.sha256}` ({len(manifest.code.files)} files). Your site runs "
         "its own installed copy, and only if that gives the same bundle; nothing that the coordinator sends is run. "
@@ -270,7 +275,7 @@ def _asked(manifest: Manifest, job: Job, cards: Cards) -> Iterator[str]:
     sites = job.sites
     yield "## Who takes part, and how to leave"
     yield ""
-    named = ", ".join(sites.expected) if sites.expected else "any site that is enrolled"
+    named = _line(", ".join(sites.expected)) if sites.expected else "any site that is enrolled"
     yield f"Sites: {named}. At least {sites.minimum} have to answer each question."
     yield ""
     yield (
