@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from bridge.config import Settings
-from bridge.errors import WeightsError, WindowError
+from bridge.errors import ConfigError, WeightsError, WindowError
 from bridge.windows import Modality, WindowSpec
 
 _LISTED = 20
@@ -104,6 +104,20 @@ def count_of(state: Mapping[str, Tensor], prefix: str) -> int:
     """How many blocks there are under `prefix`: one more than the highest number that follows it."""
     numbers = [name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)]
     return max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
+
+
+def heads_of(width: int, known: Mapping[int, int], heads: int, model: str) -> int:
+    """The number of attention heads, which no shape tells: of the published width, or `heads` where that is given.
+
+    Raises `ConfigError` where neither tells.
+    """
+    if heads or width in known:
+        return heads or known[width]
+    raise ConfigError(
+        f"{model} of width {width} is none that was published",
+        why=f"its number of attention heads is not told by the weights; published widths: {sorted(known)}",
+        fix="give the option heads",
+    )
 
 
 def architecture_of(kind: type[Architecture], settings: Mapping[str, Any], model: str) -> Architecture:

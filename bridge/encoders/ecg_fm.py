@@ -10,10 +10,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bridge.encoders.checkpoints import architecture_of, require_window, state_dict_of, taken, with_weight_norm_renamed
+from bridge.encoders.checkpoints import (
+    architecture_of,
+    heads_of,
+    require_window,
+    state_dict_of,
+    taken,
+    with_weight_norm_renamed,
+)
 from bridge.encoders.leads import LEADS, in_twelve_leads, lead_places
 from bridge.encoders.published import published_model
-from bridge.encoders.speech import SpeechArchitecture, SpeechEncoder, heads_of, require_a_token, speech_sizes
+from bridge.encoders.speech import SpeechArchitecture, SpeechEncoder, require_a_token, speech_sizes
 from bridge.windows import WindowSpec
 
 FAMILY = "ecg-fm"

@@ -20,6 +20,7 @@ from bridge.config import Settings
 from bridge.encoders.checkpoints import (
     architecture_of,
     count_of,
+    heads_of,
     require_window,
     size_of,
     state_dict_of,
@@ -28,7 +29,6 @@ from bridge.encoders.checkpoints import (
 )
 from bridge.encoders.published import published_model
 from bridge.encoders.scalogram import LOST, SERIES, WIDTHS, scalogram
-from bridge.encoders.speech import heads_of
 from bridge.encoders.split import SplitEncoder
 from bridge.errors import WindowError
 from bridge.windows import WindowSpec

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bridge.config import Settings
 from bridge.encoders.checkpoints import count_of, size_of
 from bridge.encoders.split import SplitEncoder
-from bridge.errors import ConfigError, WindowError
+from bridge.errors import WindowError
 from bridge.windows import WindowSpec
 
 
@@ -156,17 +156,3 @@ def speech_sizes(state: Mapping[str, Tensor], names: Mapping[str, str], model: s
         "place_kernel": size_of(state, names["place"], 2, model),
         "place_groups": max(1, width // max(1, size_of(state, names["place"], 1, model))),
     }
-
-
-def heads_of(width: int, known: Mapping[int, int], heads: int, model: str) -> int:
-    """The number of attention heads, which no shape tells: of the published width, or `heads` where that is given.
-
-    Raises `ConfigError` where neither tells.
-    """
-    if heads or width in known:
-        return heads or known[width]
-    raise ConfigError(
-        f"{model} of width {width} is none that was published",
-        why=f"its number of attention heads is not told by the weights; published widths: {sorted(known)}",
-        fix="give the option heads",
-    )
