@@ -105,7 +105,7 @@ def heard(connection: socket.socket) -> bytes:
 
 
 def statuses(answer: bytes) -> list[int]:
-    return [int(each) for each in re.findall(rb"^HTTP/1\.[01] (\d{3})", answer, re.M)]
+    return [int(each) for each in re.findall(rb"HTTP/1\.[01] (\d{3}) ", answer)]
 
 
 class SuperNode:
