@@ -18,11 +18,14 @@ CLOCK_WARNING_SECONDS, CLOCK_ERROR_SECONDS = 60.0, 240.0
 CERTIFICATE_WARNING_DAYS = 30
 
 _LOG_TAIL_BYTES = 65_536
-_EXPIRED, _NOT_YET_VALID, _OTHER_HOST = 10, 9, 62
+# OpenSSL's verification errors (x509_vfy.h).
+_EXPIRED, _NOT_YET_VALID, _OTHER_HOST, _OTHER_ADDRESS = 10, 9, 62, 64
+_ANOTHER = "its certificate is for another host name or address: compare the address with the coordinator"
 _MEANINGS = {
     _EXPIRED: "its certificate has expired (or this machine's clock is wrong): the coordinator must renew it",
     _NOT_YET_VALID: "its certificate is not yet valid: this machine's clock, or the coordinator's, is wrong",
-    _OTHER_HOST: "its certificate is for another host name: compare the address with the coordinator",
+    _OTHER_HOST: _ANOTHER,
+    _OTHER_ADDRESS: _ANOTHER,
 }
 
 

@@ -14,7 +14,6 @@ from bridge.files import cause, write_whole
 from bridge.messages import SITE_NAME
 from client.deployment import keys, units
 from client.deployment.places import FLOWER_HOME, read_coordinator
-from client.deployment.supernode import node_config
 from client.errors import OutputError, SiteFileError
 from client.policy import template as policy_template
 from client.site import SITE_FILE, Site, open_site
@@ -67,12 +66,9 @@ def initialise(
     """
     offered = None if coordinator is None else read_coordinator(coordinator)
     folder = folder.absolute()
+    units.quoted(folder)
     try:
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            folder.chmod(0o700)
         done = _with_site_file(folder, name, port)
-        node_config(done.site)
         _write_policy(done)
         _write_coordinator(done, coordinator, offered, force)
         _write_keys(done, new_keys)
@@ -100,6 +96,9 @@ def _with_site_file(folder: Path, name: str, port: int | None) -> Initialised:
             why="letters, digits, '.', '_' and '-', at most 63, beginning with a letter or digit",
             fix="give the agreed name with --name",
         )
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        folder.chmod(0o700)
     write_whole(path, site_template(name, port or 9094))
     return Initialised(open_site(path), written=[SITE_FILE])
 
