@@ -35,11 +35,11 @@ def build_command(
 
     The code is that of this installation, the key that of DIR (keys/signing.key).
     """
-    from bridge.enrolment import COORDINATOR_FILE
-    from server.study_file import SIGNING_KEY, build_study, load_coordinator, read_signing_key
+    from server.coordinator.folder import CoordinatorFolder
+    from server.study_file import build_study
 
-    coordinator = load_coordinator(folder / COORDINATOR_FILE)
-    built = build_study(config, coordinator, read_signing_key(folder / SIGNING_KEY), out, force=force)
+    place = CoordinatorFolder.open(folder)
+    built = build_study(config, place.coordinator(), place.signing_secret(), out, force=force)
     typer.echo(f"{built.path}: study {built.id}, {built.path.stat().st_size:,} bytes")
     typer.echo(f"sha256 of its study.json: {built.sha256}")
     typer.echo(f"Hand it to the sites by any channel; each runs: fedbridge-site accept {built.path.name}")
@@ -63,12 +63,13 @@ def verify_command(file: StudyArgument, coordinator: CoordinatorOption = None, f
 
     Exit code 5 where anything is wrong.
     """
-    from bridge.enrolment import COORDINATOR_FILE
+    from bridge.config import load_model
+    from bridge.enrolment import COORDINATOR_FILE, CoordinatorFile
     from bridge.study.archive import open_study
     from bridge.study.page import require_own_page
-    from server.study_file import is_own_code, load_coordinator
+    from server.study_file import is_own_code
 
-    known = load_coordinator(coordinator or folder / COORDINATOR_FILE)
+    known = load_model(coordinator or folder / COORDINATOR_FILE, CoordinatorFile)
     with open_study(file) as study:
         study.require_signed_by(known.verify_key, f"the coordinator '{known.name}'")
         study.check()
@@ -97,13 +98,13 @@ def _facts(study: Study, file: Path) -> list[tuple[str, str]]:
 
 def _signer(study: Study, coordinator: Path | None, folder: Path) -> str:
     """Whose signature it is, as far as a coordinator file is at hand."""
-    from bridge.enrolment import COORDINATOR_FILE
-    from server.study_file import load_coordinator
+    from bridge.config import load_model
+    from bridge.enrolment import COORDINATOR_FILE, CoordinatorFile
 
     path = coordinator or folder / COORDINATOR_FILE
     if coordinator is None and not path.is_file():
         return f"not checked: {path} is not there (name one by --coordinator)"
-    known = load_coordinator(path)
+    known = load_model(path, CoordinatorFile)
     if study.is_signed_by(known.verify_key):
         return f"'{known.name}', by the key in {path}"
     return f"NOT '{known.name}': the signature is not by the key in {path}"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,13 +34,11 @@ from bridge.study.archive import Study, members_of, write_study
 from bridge.study.checks import check_plain
 from bridge.study.manifest import JOB_YAML, MODEL_NAMES, MODELS, PAGE, Code, Manifest, ModelEntry, study_id
 from bridge.study.page import study_page
-from bridge.study.signing import KEY_BYTES, public_of
+from bridge.study.signing import public_of
 from server.book import versions
 from server.events import now
 from server.initialisation import PUBLIC_VECTORS
 from server.models import FrozenModels, read_models
-
-SIGNING_KEY = Path("keys") / "signing.key"
 
 
 class StudyModels(Settings):
@@ -216,36 +211,3 @@ def _bundle() -> BundleHash:
     from flwr.cli.build import build_fab_from_disk
 
     return installed_bundle(build_fab_from_disk)
-
-
-def load_coordinator(path: Path) -> CoordinatorFile:
-    """The coordinator file at `path`. Raises `ConfigError`."""
-    return load_model(path, CoordinatorFile)
-
-
-def read_signing_key(path: Path) -> bytes:
-    """The 32 secret bytes of a key file (base64 text). Raises `EnrolmentError` where it is missing, no key, or may be
-    read by others."""
-    try:
-        text = path.read_text(encoding="ascii")
-        loose = path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-        secret = base64.b64decode(text.strip(), validate=True)
-    except OSError as error:
-        raise EnrolmentError(
-            f"{path}: the signing key can't be read", why=cause(error), fix="name the coordinator's folder by --dir"
-        ) from error
-    except (binascii.Error, UnicodeDecodeError) as error:
-        raise _no_key(path, "it is not base64") from error
-    if len(secret) != KEY_BYTES:
-        raise _no_key(path, f"it holds {len(secret)} bytes, not {KEY_BYTES}")
-    if loose:
-        raise EnrolmentError(
-            f"{path}: the signing key may be read by others",
-            why=f"its mode is {path.stat().st_mode & 0o777:o}",
-            fix=f"chmod 600 {path}",
-        )
-    return secret
-
-
-def _no_key(path: Path, why: str) -> EnrolmentError:
-    return EnrolmentError(f"{path}: is no signing key", why=why, fix="restore it from a copy")

@@ -29,7 +29,8 @@ from bridge.study.manifest import MODEL_NAMES
 from bridge.study.page import require_own_page
 from bridge.study.signing import new_key, public_of
 from server.cli import app
-from server.study_file import BuiltStudy, StudyConfig, build_study, load_coordinator, read_signing_key
+from server.coordinator.folder import CoordinatorFolder
+from server.study_file import BuiltStudy, StudyConfig, build_study
 from tests.conftest import ROOT
 from tests.server.conftest import Models
 
@@ -61,11 +62,11 @@ class Desk:
 
     @property
     def coordinator(self) -> CoordinatorFile:
-        return load_coordinator(self.folder / "coordinator.yaml")
+        return CoordinatorFolder.open(self.folder).coordinator()
 
     @property
     def secret(self) -> bytes:
-        return read_signing_key(self.folder / "keys" / "signing.key")
+        return CoordinatorFolder.open(self.folder).signing_secret()
 
     def config(self, **changes: Any) -> Path:
         path = self.folder / "study.yaml"
@@ -83,13 +84,19 @@ class Desk:
 
 
 def write_coordinator(folder: Path, secret: bytes) -> None:
-    (folder / "keys").mkdir(parents=True, exist_ok=True)
-    key = folder / "keys" / "signing.key"
-    key.write_text(base64.b64encode(secret).decode() + "\n", encoding="ascii")
-    key.chmod(0o600)
+    """As much of a coordinator's folder as signing needs."""
+    write_key(folder, secret)
     public = base64.b64encode(public_of(secret)).decode()
     content = {"name": "lead", "address": "localhost:8443", "signing_key": public, "ca_certificate": "PEM"}
     (folder / "coordinator.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    (folder / "server.yaml").write_text("name: lead\nhost: localhost\n", encoding="utf-8")
+
+
+def write_key(folder: Path, secret: bytes) -> None:
+    key = folder / "keys" / "signing.key"
+    key.parent.mkdir(parents=True, exist_ok=True)
+    key.write_text(base64.b64encode(secret).decode() + "\n", encoding="ascii")
+    key.chmod(0o600)
 
 
 @pytest.fixture
@@ -255,24 +262,22 @@ def test_another_s_key_is_refused(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "code"),
     [
-        (lambda path: path.unlink(), "can't be read"),
-        (lambda path: path.write_text("?"), "not base64"),
-        (lambda path: path.write_text("AAAA"), "holds 3 bytes, not 32"),
-        (lambda path: path.write_text(""), "holds 0 bytes, not 32"),
-        (lambda path: path.write_bytes(b"\xff\xfe"), "not base64"),
-        (lambda path: path.chmod(0o640), "its mode is 640"),
-        (lambda path: path.chmod(0o604), "its mode is 604"),
+        (lambda folder: (folder / "keys" / "signing.key").unlink(), 5),
+        (lambda folder: (folder / "keys" / "signing.key").write_text("?"), 5),
+        (lambda folder: (folder / "keys" / "signing.key").chmod(0o640), 5),
+        (lambda folder: write_key(folder, new_key()), 5),
+        (lambda folder: (folder / "coordinator.yaml").unlink(), 2),
+        (lambda folder: (folder / "server.yaml").unlink(), 2),
     ],
 )
-def test_a_key_file_that_is_none_is_refused(desk: Desk, change: Callable[[Path], None], told: str) -> None:
-    path = desk.folder / "keys" / "signing.key"
-    assert len(read_signing_key(path)) == 32
-    change(path)
-    with pytest.raises(EnrolmentError) as caught:
-        read_signing_key(path)
-    assert told in str(caught.value)
+def test_without_a_sound_folder_nothing_is_built(desk: Desk, change: Callable[[Path], object], code: int) -> None:
+    out = desk.folder / "study.zip"
+    config = desk.config()
+    change(desk.folder)
+    assert desk.call("build", str(config), "--out", str(out), "--dir", str(desk.folder)) == code
+    assert not out.exists()
 
 
 def test_the_commands_build_show_and_verify(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
