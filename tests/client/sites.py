@@ -181,15 +181,28 @@ def ask(
     node_config: Mapping[str, Any] | None = None,
     run_config: Mapping[str, Any] | None = None,
 ) -> Message:
-    """One message to the ClientApp of the node of `site`, and its reply. `records` are put beside `config`.
-
-    A node that has a site of its own has accepted the study first, as far as site and job can be read.
-    """
-    from client.app import app
-
+    """`send`, after a node that has a site of its own has accepted the study, as far as site and job can be read."""
     node = dict(node_config if node_config is not None else {"site": str(site)})
     if "site" in node:
-        _agree(Path(node["site"]), job)
+        with suppress(ConfigError, SiteError):
+            agree_once(Path(node["site"]), parse_job(job) if isinstance(job, str) else job)
+    text = job if isinstance(job, str) else job_text(job)
+    return send(node, text, message_type, config, arrays, records=records, run_config=run_config)
+
+
+def send(
+    node_config: Mapping[str, Any],
+    job: str,
+    message_type: str,
+    config: Mapping[str, Any] | None = None,
+    arrays: Mapping[str, NDArray[Any]] | None = None,
+    *,
+    records: Mapping[str, Any] | None = None,
+    run_config: Mapping[str, Any] | None = None,
+) -> Message:
+    """One message to the ClientApp of a node, and its reply. `records` are put beside `config`."""
+    from client.app import app
+
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
     content = RecordDict({"config": ConfigRecord(dict(config or {}))})
     if arrays is not None:
@@ -198,19 +211,7 @@ def ask(
         content[key] = record
     message = Message(content, 12, message_type)
     message.metadata.__dict__["_message_id"] = secrets.token_hex(8)
-    context = Context(
-        7,
-        12,
-        node,
-        RecordDict(),
-        {"job": job if isinstance(job, str) else job_text(job), **(run_config or {})},
-    )
-    return app(message, context)
-
-
-def _agree(site: Path, job: Job | str) -> None:
-    with suppress(ConfigError, SiteError):
-        agree_once(site, parse_job(job) if isinstance(job, str) else job)
+    return app(message, Context(7, 12, dict(node_config), RecordDict(), {"job": job, **(run_config or {})}))
 
 
 def train_config(round_: int = 1, m: int = 2, l: int = 1) -> dict[str, Any]:  # noqa: E741

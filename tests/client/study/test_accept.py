@@ -351,18 +351,16 @@ def test_a_folder_that_can_only_be_read(small: Small, tmp_path: Path) -> None:
     assert not site.audit_path.exists()
 
 
-def test_another_study_of_the_same_short_id(small: Small, tmp_path: Path) -> None:
-    """Eight digits can be met on purpose: what was accepted is not replaced by it."""
+def test_a_damaged_record_is_replaced(small: Small, tmp_path: Path) -> None:
     site = fresh_site(tmp_path / "site", small.models)
-    first = study_file(tmp_path / "first.zip", small.models)
-    accept(tmp_path / "first.zip", site)
-    second = study_file(tmp_path / "second.zip", small.models, created="2026-01-02T00:00:00+00:00")
-    assert first != second
-    (record,) = (path for path in site.studies_folder.iterdir() if path.is_dir())
-    record.rename(record.with_name(second))
-    # A record under another name than its own is damaged, so the second study may take the place.
-    accept(tmp_path / "second.zip", site)
-    assert [each.id for each in accepted(site)] == [second]
+    study_file(tmp_path / "study.zip", small.models)
+    accept(tmp_path / "study.zip", site)
+    (found,) = accepted(site)
+    (found.folder / "job.yaml").write_text("name: other\n")
+    accept(tmp_path / "study.zip", site, who="Dr Sommer")
+    (again,) = accepted(site)
+    assert (again.id, again.acceptance.who, again.job_text) == (found.id, "Dr Sommer", found.job_text)
+    assert not [path for path in site.studies_folder.iterdir() if path.name.startswith(".")]
 
 
 def test_what_steers_a_terminal_is_not_shown() -> None:
