@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bridge.config import Settings
 from bridge.encoders.published import published_model
 from bridge.encoders.split import SplitEncoder
 from bridge.windows import WindowSpec
@@ -54,7 +55,7 @@ class Case:
         keys = json.loads((self.folder / self.facts["checkpoint_keys"]).read_text())["keys"]
         seed, profile = self.facts["seed"], self.facts["profile"]
         state: dict[str, Tensor] = self.fill.fill_checkpoint(keys, seed, profile)
-        if "checkpoint_sha256" in self.facts:
+        if self.facts["checkpoint_sha256"]:
             assert self.fill.checkpoint_sha256(state) == self.facts["checkpoint_sha256"]
         return state
 
@@ -112,3 +113,21 @@ def _views(case: Case, h: Tensor, what: str, place: str, rows: list[int] | None)
 def _error(found: Tensor, reference: NDArray[np.float32]) -> float:
     assert tuple(found.shape) == reference.shape
     return float(np.abs(found.numpy() - reference).max() / reference.std())
+
+
+def filled(kind: type[SplitEncoder], window: WindowSpec, architecture: Settings, seed: int = 0) -> SplitEncoder:
+    """An encoder with random weights, whatever its architecture."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = kind.skeleton(window, architecture).shapes()
+    tensors = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return kind.build(window, architecture, tensors, "0" * 64)
+
+
+def assert_parity(case: Case, encoder: SplitEncoder, x: Tensor) -> None:
+    """Every array of the case is within the tolerance, and every layout is the case's."""
+    found = errors(case, encoder, x)
+    worst = max(found, key=found.__getitem__)
+    assert found[worst] <= TOLERANCE, f"{worst} is off by {found[worst]:.2g}"
+    for i in range(encoder.positions):
+        for side in ("in", "out"):
+            assert list(encoder.layout(i, side)) == case.facts["shapes"][str(i)][side][1:]
