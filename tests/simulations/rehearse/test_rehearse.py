@@ -34,7 +34,9 @@ pytestmark = pytest.mark.slow
 COMMAND = [str(Path(sys.executable).parent / "fedbridge-site"), "rehearse"]
 ISOLATED = ["unshare", "-n"]
 PRIVATE = (
-    "privacy={mechanism: local, epsilon: 4, delta: 1.0e-3, patients_bound: 20, metrics: {epsilon: 2}}",
+    "privacy={mechanism: local, epsilon: 4, delta: 1.0e-3, patients_bound: 20}",
+    "privacy.selection={epsilon: 1}",
+    "privacy.metrics={epsilon: 2}",
     "train.rounds=2",
 )
 
