@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class House:
         self.run = ""
         """The run's id, as the audit log has it."""
         self._before = folder_bytes(own.folder)
+        self._computing = threading.Lock()
 
     def disk_bytes(self) -> int:
         """By how much the site's own files (ledger, audit log, log) have grown since the beginning."""
@@ -57,18 +59,28 @@ class House:
 
     def __call__(self, message: Message, context: Context) -> Message:
         """The reply of one pretend site. Raises `stopped` once the rehearsal is over."""
-        if self.stopped is not None:
-            raise self.stopped
-        try:
-            if context.node_config["partition-id"] != 0:
-                return self._workers.ask_other(message, context)
-            before = folder_bytes(self._own.cache_folder)
-            reply, cost = self._workers.ask_fresh(message, context)
-            self._note(message, reply, cost, folder_bytes(self._own.cache_folder) - before)
-            return reply
-        except (EngineError, OSError) as error:
-            self.stopped = self.stopped or _as_error(error)
-            raise
+        with self._computing:
+            if self.stopped is not None:
+                raise self.stopped
+            try:
+                return self._answer(message, context)
+            except (EngineError, OSError) as error:
+                self.stopped = _as_error(error)
+                raise
+
+    def close(self) -> None:
+        """Answer nothing more, and return when nothing is being written any more."""
+        self._workers.end()
+        with self._computing:
+            self.stopped = self.stopped or EngineError("the rehearsal has ended")
+
+    def _answer(self, message: Message, context: Context) -> Message:
+        if context.node_config["partition-id"] != 0:
+            return self._workers.ask_other(message, context)
+        before = folder_bytes(self._own.cache_folder)
+        reply, cost = self._workers.ask_fresh(message, context)
+        self._note(message, reply, cost, folder_bytes(self._own.cache_folder) - before)
+        return reply
 
     def _note(self, message: Message, reply: Message, cost: Cost, cached_bytes: int) -> None:
         self.run = str(message.metadata.run_id)

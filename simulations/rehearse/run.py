@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from bridge.encoders.cards import WEIGHTS
@@ -89,23 +87,16 @@ def _run(text: str, models: Path, sites: list[Site], place: Path, progress: Prog
         "engine": "local",
         "resume": False,
     }
-    with _workers(place) as workers:
-        answering = House(sites[0], workers, place / "out")
-        try:
-            with following(run_folder, progress):
-                run_local(server_app, answering, values, len(sites), workers=1)
-        except FedbridgeError as error:
-            raise _stopped(answering, workers, error) from error
-        return answering
-
-
-@contextmanager
-def _workers(place: Path) -> Iterator[Workers]:
     workers = Workers(place / "work", flower_environment(place / "flower"))
+    answering = House(sites[0], workers, place / "out")
     try:
-        yield workers
+        with following(run_folder, progress):
+            run_local(server_app, answering, values, len(sites), workers=1)
+    except FedbridgeError as error:
+        raise _stopped(answering, workers, error) from error
     finally:
-        workers.end()
+        answering.close()
+    return answering
 
 
 def _stopped(answering: House, workers: Workers, error: FedbridgeError) -> FedbridgeError:

@@ -241,18 +241,19 @@ def test_recordings_that_can_not_be_read(prepared: Path, study: Path, tmp_path: 
     assert "TOO_FEW_PATIENTS" in refused(study, site, tmp_path / "out")
 
 
-def test_metrics_that_the_policy_forbids_are_told_and_the_rest_goes_on(
-    prepared: Path, study: Path, tmp_path: Path
+def test_metrics_that_the_policy_forbids_are_told_and_the_rest_goes_on_with_the_models_of_the_site(
+    prepared: Path, tmp_path: Path
 ) -> None:
     site = hospital(prepared, tmp_path / "hospital")
     policy = yaml.safe_load((site / "policy.yaml").read_text())
     change(site / "policy.yaml", items=[item for item in policy["items"] if not item.startswith("confusion.")])
-    done = call(study, site, tmp_path / "out", "--pretend", "2")
+    study = study_of(prepared, tmp_path / "study.zip", included=False)
+    done = call(study, site, tmp_path / "out", "--pretend", "1")
     assert done.returncode == 0, done.stderr
     assert "evaluate, round 3, test patients: POLICY_FORBIDS" in done.stdout
     found = json.loads((tmp_path / "out" / "rehearsal.json").read_text())
     assert [message["outcome"] for message in found["messages"]] == ["OK"] * 6 + ["POLICY_FORBIDS"]
-    assert found["pretend"] == ["hospital-1", "hospital-2"]
+    assert found["pretend"] == ["hospital-1"]
     assert {item["message"] for item in found["outgoing"]} == {
         "query.describe",
         "query.probe",
