@@ -92,3 +92,24 @@ def test_one_changed_line_is_refused_and_never_unpacked(running: Running) -> Non
     assert unpacked(running) == []
     assert refusals(running.site)[before:] == ["answered by CODE_NOT_ACCEPTED alone"] * 3
     assert "was not accepted" in running.site.log_path.read_text()
+
+
+def test_flowers_own_node_would_have_run_it(running: Running) -> None:
+    """The control: the same bundle on a SuperNode that is not ours leaves the mark and is unpacked."""
+    mark = running.folder / "control-ran"
+    app = tiny_app(running.folder / "control", mark)
+    other = plain_site(running.folder / "stock", free_port(), site="stock")
+    running.coordinator.register(other.keys_folder / "node.pub", "stock")
+    command = [BIN / "flower-supernode", "--superlink", f"127.0.0.1:{running.coordinator.port}"]
+    command += ["--root-certificates", running.coordinator.authority.ca]
+    command += ["--auth-supernode-private-key", other.keys_folder / "node.key"]
+    command += ["--port", str(other.file.deployment.port)]
+    environment = {"FLWR_HOME": str(running.folder / "stock-home"), "PATH": str(BIN)}
+    with process(*command, log=running.folder / "stock.out", cwd=running.folder, environment=environment):
+        wait_for(lambda: running.coordinator.statuses() == ["online", "online"])
+        told = running.coordinator.run(app, "query.describe")
+    assert sorted(code for _, code, _ in told) == [0, ReasonCode.CODE_NOT_ACCEPTED]
+    assert [content["config"] for _, code, content in told if code == 0] == [{"site": "the bundle's own code"}]
+    assert mark.exists()
+    assert list((running.folder / "stock-home" / "apps").iterdir()) != []
+    assert unpacked(running) == []
