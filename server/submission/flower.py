@@ -9,6 +9,7 @@ from bridge.errors import ServiceError
 from server.coordinator.folder import CONNECTION
 from server.flower_command import FlowerCommand, words
 
+_NO_DETAILS = "N/A"
 Ending = Literal["", "completed", "failed", "stopped", "lost"]
 
 
@@ -35,7 +36,8 @@ def flower_status(flower: FlowerCommand, run: str) -> FlowerStatus:
             return FlowerStatus("")
         ending = status.partition(":")[2]
         known = ending if ending in ("completed", "failed", "stopped") else "failed"
-        return FlowerStatus(cast(Ending, known), str(runs[0].get("status-details", "") or ""))
+        details = str(runs[0].get("status-details") or "")
+        return FlowerStatus(cast(Ending, known), "" if details == _NO_DETAILS else details)
     if answer.get("success") or "not found" in str(answer).lower():
         return FlowerStatus("lost", "the SuperLink does not know the run: its database is another one")
     raise ServiceError(

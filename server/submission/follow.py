@@ -6,6 +6,7 @@ disk as often as one likes; Flower is asked when the first has something to say,
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -58,7 +59,7 @@ class _Watch:
 
     def __init__(self, flower: FlowerCommand, run: str) -> None:
         self._flower, self._run = flower, run
-        self._asked = self._answered = time.monotonic()
+        self._asked, self._answered = -math.inf, time.monotonic()
         self.note = ""
 
     def status(self, *, seldom: bool) -> FlowerStatus:
