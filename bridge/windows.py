@@ -102,7 +102,9 @@ class Preprocessing(BaseModel):
     notch_hz: float | None = Field(default=None, gt=0)
     """Mains frequency to take out."""
     stages: tuple[Stage, ...] = Field(default=(), exclude_if=_is_empty)
-    """Steps in the order in which they run, in the place of band-pass and notch."""
+    """Steps in the order in which they run, in the place of band-pass and notch: `{step: resample, method: linear |
+    fourier, rate_hz}`, `{step: fir_bandpass, taps, band_hz}`, `{step: chebyshev_bandpass, order, ripple_db, band_hz}`;
+    `rate_hz: null` is the rate of the encoder's windows."""
     over: Literal["run", "window"] = Field(default="run", exclude_if=_is_run)
     """What the steps see at once: a gap-free segment, or one window by itself (recordings that are cut into epochs)."""
     normalise: Literal["window", "segment", "recording", "none"] = "window"

@@ -23,3 +23,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real recordings are not on this machine (../shared/data is absent)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Path:
+    """The folder of the published models' numeric fixtures; tests that need it are skipped where it is absent."""
+    folder = ROOT.parent / "shared" / "oracle"
+    if not folder.is_dir():
+        pytest.skip("the published models' numeric fixtures are not on this machine (../shared/oracle is absent)")
+    return folder

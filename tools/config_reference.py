@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -86,14 +86,18 @@ def type_words(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) in (Union, UnionType):
-        return " or ".join(type_words(each) for each in get_args(annotation))
+        return " or ".join(dict.fromkeys(type_words(each) for each in get_args(annotation)))
     if get_origin(annotation) in (tuple, list):
         first = [each for each in get_args(annotation) if each is not Ellipsis]
         return "list of " + type_words(first[0]) if first else "list"
     if get_origin(annotation) is dict:
         return "mapping"
+    if get_origin(annotation) is Annotated:
+        return type_words(get_args(annotation)[0])
     if annotation is NoneType:
         return "null"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "mapping"
     names = {"int": "integer", "float": "number", "str": "text", "bool": "yes/no", "Path": "path"}
     name = getattr(annotation, "__name__", str(annotation))
     return names.get(name, name)

@@ -93,8 +93,8 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_family_names_what_to_install(folder: Path) -> None:
-    reseal(folder, family="papagei")
-    with pytest.raises(WeightsError, match="encoder family 'papagei', which is not installed") as caught:
+    reseal(folder, family="unheard-of")
+    with pytest.raises(WeightsError, match="encoder family 'unheard-of', which is not installed") as caught:
         load_encoder(folder)
     assert "compact" in caught.value.why
 
