@@ -8,22 +8,16 @@ is transformer block `i`; the last block ends with the closing layer norm, so it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bridge.config import Settings
-from bridge.encoders.cards import WEIGHTS, EncoderCard, Layout
-from bridge.encoders.protocol import Reduce, Side, Taps, check_position, mean_over_tokens
+from bridge.encoders.split import SplitEncoder
 from bridge.errors import WeightsError
-from bridge.windows import Preprocessing, WindowSpec
+from bridge.windows import WindowSpec
 
 FAMILY = "compact"
 
@@ -99,106 +93,40 @@ class _Block(nn.Module):
         return h if self.closing_norm is None else self.closing_norm(h)
 
 
-class CompactEncoder(nn.Module):
-    """A compact encoder; implements `bridge.encoders.protocol.Encoder`.
+class CompactEncoder(SplitEncoder):
+    """A compact encoder; position `i` is transformer block `i`.
 
     Made fresh it has random weights (from torch's global generator) and no digest: train it
     (`bridge.encoders.pretrain`), save it, and load it frozen with `bridge.encoders.loading.load_encoder`.
     """
 
+    family = FAMILY
+    architecture_type = CompactArchitecture
+    architecture: CompactArchitecture
+
     def __init__(self, window: WindowSpec, architecture: CompactArchitecture, digest: str = "") -> None:
-        super().__init__()
         if window.samples < architecture.tokens:
             raise WeightsError(
                 f"a compact encoder of {architecture.tokens} tokens can't read windows of {window.samples} samples",
                 why="a token stands for at least one sample",
                 fix=f"set tokens to at most {window.samples}, or use longer windows",
             )
-        self._window, self.architecture, self._digest = window, architecture, digest
+        super().__init__(window, architecture, digest)
         self.stem = _Stem(len(window.channels), window.samples, architecture)
         last = architecture.blocks - 1
         self.blocks = nn.ModuleList(_Block(architecture, closing=i == last) for i in range(architecture.blocks))
-
-    @classmethod
-    def load(cls, folder: Path, card: EncoderCard) -> CompactEncoder:
-        """Build the card's network and fill in its weights (the contract of the group `fedbridge.encoders`).
-
-        Raises `WeightsError` where the card's architecture is none of this family or the tensors do not fit it.
-        """
-        try:
-            encoder = cls(card.window, CompactArchitecture.model_validate(card.architecture), card.digest)
-            encoder.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
-        except (ValueError, SafetensorError, RuntimeError, OSError) as error:
-            raise WeightsError(
-                f"{folder}: no compact encoder can be built from it",
-                why=str(error).splitlines()[0],
-                fix="copy the whole folder again from its source",
-            ) from error
-        return encoder
-
-    @property
-    def window(self) -> WindowSpec:
-        """The windows that this encoder reads."""
-        return self._window
 
     @property
     def positions(self) -> int:
         """The number of transformer blocks."""
         return len(self.blocks)
 
-    @property
-    def digest(self) -> str:
-        """Hex sha256 over weights and card; empty for an encoder that was never saved."""
-        return self._digest
-
-    def layout(self, position: int, side: Side) -> Layout:
-        """`(tokens, width)`, the same on both sides of every block. Raises `PositionError`."""
-        check_position(self, position)
-        return self.architecture.tokens, self.architecture.width
-
-    def prefix(self, x: Tensor, m: int) -> Tensor:
-        """Stem and blocks `0 .. m`: `(batch, channels, samples)` to `(batch, tokens, width)`. Raises `WindowError`."""
-        check_position(self, m)
-        self._window.check(tuple(x.shape))
+    def embed(self, x: Tensor) -> Tensor:
+        """The stem's tokens, with their place."""
         h: Tensor = self.stem(x)
-        return self._run(h, 0, m + 1)
+        return h
 
-    def suffix(self, h: Tensor, l: int) -> Tensor:  # noqa: E741
-        """Blocks `l ..` on `(batch, tokens, width)`: the final tokens."""
-        check_position(self, l)
-        return self._run(h, l, self.positions)
-
-    def taps(self, x: Tensor, reduce: Reduce = mean_over_tokens) -> Taps:
-        """Every position's reduced input and output in one pass. Raises `WindowError`."""
-        self._window.check(tuple(x.shape))
-        h: Tensor = self.stem(x)
-        reduced = [reduce(h)]
-        for i in range(self.positions):
-            h = self._run(h, i, i + 1)
-            reduced.append(reduce(h))
-        # A block's input is the output of the block before: computed once, listed twice.
-        return Taps(inputs=tuple(reduced[:-1]), outputs=tuple(reduced[1:]), tokens=h)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The final tokens of windows `(batch, channels, samples)`."""
-        return self.prefix(x, self.positions - 1)
-
-    def card(self, preprocessing: Preprocessing, training: Mapping[str, Any]) -> EncoderCard:
-        """This encoder's card, still without hashes (`save_encoder` fills them in)."""
-        layouts = tuple(self.layout(i, "in") for i in range(self.positions))
-        return EncoderCard(
-            family=FAMILY,
-            window=self._window,
-            preprocessing=preprocessing,
-            layouts_in=layouts,
-            layouts_out=layouts,
-            parameters=sum(p.numel() for p in self.parameters()),
-            architecture=self.architecture.model_dump(mode="json"),
-            training=dict(training),
-            weights_sha256="",
-        )
-
-    def _run(self, h: Tensor, start: int, stop: int) -> Tensor:
-        for block in self.blocks[start:stop]:
-            h = block(h)
+    def run_block(self, i: int, native: Tensor) -> Tensor:
+        """Block `i`."""
+        h: Tensor = self.blocks[i](native)
         return h

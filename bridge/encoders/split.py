@@ -97,13 +97,13 @@ class SplitEncoder(nn.Module, ABC):
         try:
             architecture = cls.architecture_type.model_validate(card.architecture)
             tensors = safetensors.torch.load_file(folder / WEIGHTS)
-        except (ValueError, SafetensorError, OSError) as error:
+            return cls.build(card.window, architecture, tensors, card.digest)
+        except (ValueError, SafetensorError, OSError, WeightsError) as error:
             raise WeightsError(
                 f"{folder}: no {cls.family} encoder can be built from it",
-                why=str(error).splitlines()[0],
+                why=f"{error.what}: {error.why}" if isinstance(error, WeightsError) else str(error).splitlines()[0],
                 fix="copy the whole folder again from its source",
             ) from error
-        return cls.build(card.window, architecture, tensors, card.digest)
 
     def card(self, preprocessing: Preprocessing, training: Mapping[str, Any]) -> EncoderCard:
         """This encoder's card, still without hashes (`save_encoder` fills them in)."""
