@@ -22,7 +22,8 @@ MORE_COMMANDS = "fedbridge.site_commands"
 
 app = new_app(
     "The hospital's side of fedbridge: look at your recordings, at what your policy permits and at what has left, "
-    "and use a trained bridge. None of these commands connects to anything."
+    "use a trained bridge, and take part in studies. `start` and `status` connect to the coordinator alone, the other "
+    "commands to nothing."
 )
 audit_app = typer.Typer(help="Look at the log of everything that left this site.", no_args_is_help=True)
 policy_app = typer.Typer(help="Look at what this site permits.", no_args_is_help=True)

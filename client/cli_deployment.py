@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,6 +64,10 @@ def start_command(site: FolderArgument = Path()) -> None:
     from client.deployment.services import start_site
 
     opened = _open(site)
+    if os.geteuid() == 0:
+        typer.echo(
+            "warning: as root; a site's services need no more than an own user (see the systemd units)", err=True
+        )
     start_site(opened)
     typer.echo(f"'{opened.name}' is running; see `fedbridge-site status {opened.folder}`")
 

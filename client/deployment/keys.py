@@ -102,7 +102,7 @@ def _write_secret(path: Path, content: bytes) -> None:
 
 def _read_secret(path: Path) -> bytes:
     try:
-        mode = path.stat().st_mode & 0o777
+        mode, folder = path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777
         content = path.read_bytes()
     except OSError as error:
         raise EnrolmentError(
@@ -116,6 +116,12 @@ def _read_secret(path: Path) -> bytes:
             why="whoever has it can speak for this site; it may be known by now",
             fix="make new keys with `fedbridge-site init --new-keys` and send a new request; "
             f"or `chmod 600 {path.name}` where nobody else was on this machine",
+        )
+    if folder & 0o022:
+        raise EnrolmentError(
+            f"{path.parent}: others may replace the keys in it (mode {folder:o})",
+            why="whoever can write the folder can put other keys there",
+            fix=f"chmod 700 {path.parent}, and look whether the keys are still yours",
         )
     return content
 

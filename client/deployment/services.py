@@ -7,9 +7,9 @@ import socket
 
 from bridge import services
 from bridge.errors import ServiceError
+from bridge.installation import check_installation
 from bridge.services import Service
 from client.deployment.executor import pinned_superexec
-from client.deployment.installation import check_installation
 from client.deployment.places import make_state, own_command, service_environment
 from client.deployment.supernode import supernode_arguments
 from client.site import Site

@@ -294,6 +294,14 @@ def test_a_secret_that_others_may_read_is_refused(tmp_path: Path, name: str, bit
     read(site)
 
 
+def test_a_keys_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    site = initialise(tmp_path / "north").site
+    site.keys_folder.chmod(0o777)
+    for read in (node_key, executor_secret):
+        with pytest.raises(EnrolmentError, match="others may replace the keys"):
+            read(site)
+
+
 def test_a_secret_that_is_none(tmp_path: Path) -> None:
     site = initialise(tmp_path / "north").site
     key = site.keys_folder / "node.key"

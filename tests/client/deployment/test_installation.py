@@ -15,14 +15,15 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import CodeError
+from bridge.installation import check_installation
 from client.deployment.clientapp import pinned_clientapp
 from client.deployment.executor import pinned_superexec
-from client.deployment.installation import check_installation, flower_module, replace_names
+from client.deployment.flower_names import flower_module, replace_names
 from tests.client.deployment.coordinator import BIN
 from tests.client.deployment.deployed import plain_site
 from tests.conftest import ROOT
 
-CHECK = "from client.deployment.installation import check_installation; check_installation(); print('sound')"
+CHECK = "from bridge.installation import check_installation; check_installation(); print('sound')"
 
 
 def install(place: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What must hold of the installed code before a site starts anything of Flower's."""
+"""Flower's private names, on which the pinning is built: replaced where they are what they were, refused otherwise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 from bridge.errors import CodeError
 from bridge.installation import TESTED_FLOWER
-from bridge.installation import check_installation as check_installation
 
 
 def flower_module(name: str, attributes: tuple[str, ...]) -> ModuleType:
