@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bridge.errors import CodeError, FedbridgeError
 from bridge.installation import check_installation
 from bridge.messages import CONFIG, METRICS, ReasonCode
-from client.deployment.flower_names import flower_module, replace_names
+from client.deployment.installation import flower_module, replace_names
 from client.errors import NotAcceptedError, SiteFileError
 from client.site import Site, open_site
 

@@ -12,7 +12,7 @@ from logging.handlers import RotatingFileHandler
 
 from bridge.errors import ServiceError
 from bridge.installation import check_installation
-from client.deployment.flower_names import flower_module
+from client.deployment.installation import flower_module
 from client.deployment.keys import NODE_KEY, executor_secret, node_key
 from client.deployment.places import enter, read_coordinator, write_ca
 from client.site import Site

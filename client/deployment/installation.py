@@ -1,4 +1,5 @@
-"""Flower's private names, on which the pinning is built: replaced where they are what they were, refused otherwise."""
+"""What must hold of the installed code before a site runs anything of Flower's, and the private names of Flower's that
+the pinning is built on: replaced where they are what they were, refused otherwise."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 
 from bridge.errors import CodeError
 from bridge.installation import TESTED_FLOWER
+from bridge.installation import check_installation as check_installation
 
 
 def flower_module(name: str, attributes: tuple[str, ...]) -> ModuleType:
