@@ -43,8 +43,9 @@ def _cost(record: Rehearsal) -> Iterator[str]:
     yield f"  time    one core busy for {_time(record.seconds)} in all; the longest message takes {longest}"
     for number, (what, seconds) in enumerate(_parts(record)):
         yield f"          {'most of it: ' if not number else 'then: '}{what}, {_time(seconds)}"
-    yield f"  memory  {_size(record.peak_bytes + record.services_bytes)}: {_size(record.peak_bytes)} while a message is"
-    yield f"          computed, {_size(record.services_bytes)} for SuperNode and executor all the time"
+    message, services = record.peak_bytes, record.services_bytes
+    yield f"  memory  {_size(message + services)} at most: {_size(message)} while a message is computed,"
+    yield f"          {_size(services)} for SuperNode and executor all the time"
     yield f"  disk    {_size(record.disk_bytes)} for features, ledger and audit log"
 
 

@@ -231,7 +231,9 @@ def test_one_patient(prepared: Path, study: Path, tmp_path: Path) -> None:
     change(site / "site.yaml", splits={"pair": splits["pair"][:1], "validation": [], "test": []})
     assert "TOO_FEW_PATIENTS" in refused(study, site, tmp_path / "out")
     change(site / "policy.yaml", minimum_patients=1)
-    assert "DATA_UNUSABLE" in refused(study, site, tmp_path / "out")
+    done = call(study, site, tmp_path / "out", "--pretend", "2")
+    assert done.returncode == 0, done.stderr
+    assert "evaluate, round 3, test patients: GROUP_TOO_SMALL" in done.stdout
 
 
 def test_recordings_that_can_not_be_read(prepared: Path, study: Path, tmp_path: Path) -> None:
