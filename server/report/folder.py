@@ -13,6 +13,7 @@ from server.errors import RunFolderError
 from server.record import SIMULATED_EVALUATION, Evaluation, RunRecord, read_evaluation, read_record
 from server.report.privacy import released
 from server.statement import PRIVACY_JSON, Statement, read_statement
+from server.submission.record import Submission, read_submission
 
 SIMULATION_CONFIG = "config.yaml"
 
@@ -30,6 +31,8 @@ class RunFolder:
     """None where there is no usable `privacy.json`."""
     simulated: Evaluation | None = None
     """What only a simulator can compute under a private mechanism."""
+    submission: Submission | None = None
+    """Which study a run of real sites belongs to."""
     audit: AuditRecord | None = None
     """What an attack with canary patients has shown."""
 
@@ -53,6 +56,7 @@ def read_folder(path: Path) -> RunFolder:
         _simulation(path, record),
         _statement(path),
         _simulated(path, record),
+        _submission(path),
         None if record.threat_model == "none" else read_audit(path),
     )
 
@@ -75,6 +79,13 @@ def _simulation(path: Path, record: RunRecord) -> dict[str, Any]:
 def _statement(path: Path) -> Statement | None:
     try:
         return read_statement(path / PRIVACY_JSON)
+    except RunFolderError:
+        return None
+
+
+def _submission(path: Path) -> Submission | None:
+    try:
+        return read_submission(path)
     except RunFolderError:
         return None
 

@@ -9,7 +9,7 @@ import yaml
 from markupsafe import Markup
 
 from server.errors import RunFolderError
-from server.record import RunRecord
+from server.record import Evaluation, RunRecord
 from server.report import charts, tables
 from server.report.folder import RunFolder, read_folder
 from server.report.headline import headline, modality, remarks
@@ -76,8 +76,18 @@ def report_page(run: RunFolder, target: Path) -> dict[str, Any]:
         "audit": audit_part(run.audit),
         "simulated": _simulated(run),
         "bounded": any(row.balanced_accuracy and row.balanced_accuracy.low is not None for row in rows.values()),
-        "intervals": evaluation.interval.rstrip(".").replace(" %", "\u00a0%"),
+        "intervals": _intervals(evaluation),
+        "real": record.engine == "deployment",
+        "study": run.submission,
     }
+
+
+def _intervals(evaluation: Evaluation) -> str:
+    """What the intervals are, or why there are none, as a sentence; empty where nothing is said."""
+    text = evaluation.interval.rstrip(".").replace(" %", "\u00a0%")
+    if not text:
+        return ""
+    return f"No intervals: {text.removeprefix('none: ')}." if text.startswith("none: ") else f"Intervals: {text}."
 
 
 def _simulated(run: RunFolder) -> dict[str, Any] | None:

@@ -163,7 +163,7 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
     if record.rotations and not record.rounds:
         return [("Rotations", str(len(record.rotations))), *_time(record)]
     found = [
-        ("Sites that took part", f"{len(taking)} of {len(record.sites)} that answered"),
+        ("Sites that took part", f"{len(taking)} of {len(record.sites)}"),
         ("Rounds counted", f"{len(rounds)}" + (f" of {wanted}" if isinstance(wanted, int) else "")),
         *_time(record),
         ("Left the sites in rounds, packed", in_bytes(sum(row.bytes_up for row in rounds))),

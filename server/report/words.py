@@ -118,6 +118,7 @@ _SERVER_CODES = {
     "BAD_REPLY": "The reply did not pass the server's check and was left out.",
     "NOT_EXPECTED": "The job does not name this site.",
     "SAME_NAME": "Several sites go by this name.",
+    "OTHER_NAME": "The site answered another name than the one under which it was enrolled.",
     "UNKNOWN_CODE": "The site gave a code that this version does not know.",
 }
 """What the server itself notes of a site (server.replies, server.roster)."""

@@ -160,7 +160,7 @@ def test_pooled_figures_have_no_interval_and_say_why(tmp_path: Path) -> None:
         "On 1,200 test windows, the federated bridge reads PPG alone and reaches a balanced accuracy of 0.71."
         in page.text
     )
-    assert f"Intervals: {why}." in page.text
+    assert f"No intervals: {why.removeprefix('none: ')}." in page.text
     assert "95 % interval" not in page.text.replace("\u00a0", " ")
 
 
