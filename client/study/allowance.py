@@ -66,21 +66,27 @@ def taken(site: Site, study: Accepted) -> dict[str, int]:
     path = site.studies_folder / ALLOWANCE
     if not path.exists():
         return {}
-    with _writing(path) as database:
-        rows = database.execute("SELECT question, times FROM taken WHERE study = ? ORDER BY question", (study.sha256,))
-        return dict(rows.fetchall())
+    asked = "SELECT question, times FROM taken WHERE study = ? ORDER BY question"
+    with _guarded(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        return dict(database.execute(asked, (study.sha256,)).fetchall())
 
 
 @contextmanager
 def _writing(path: Path) -> Iterator[sqlite3.Connection]:
     """A transaction that holds the only write lock from its start, in a file that is made where there is none."""
+    with _guarded(path), closing(sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)) as database:
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("BEGIN IMMEDIATE")
+        database.execute(_TABLE)
+        yield database
+        database.execute("COMMIT")  # closing without it takes everything back
+
+
+@contextmanager
+def _guarded(path: Path) -> Iterator[None]:
+    """Turn what SQLite says into a `NotAcceptedError`."""
     try:
-        with closing(sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)) as database:
-            database.execute("PRAGMA synchronous = FULL")
-            database.execute("BEGIN IMMEDIATE")
-            database.execute(_TABLE)
-            yield database
-            database.execute("COMMIT")  # closing without it takes everything back
+        yield
     except sqlite3.Error as error:
         full = isinstance(error, sqlite3.OperationalError)
         raise NotAcceptedError(

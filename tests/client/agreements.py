@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from bridge.enrolment import CoordinatorFile
-from bridge.job import Job, job_text
+from bridge.job import Job, job_text, parse_job
 from bridge.study.archive import members_of, open_study, write_study
 from bridge.study.manifest import JOB_YAML, MODEL_NAMES, MODELS, PAGE, Code, Manifest, ModelEntry
 from bridge.study.signing import public_of
@@ -57,13 +57,13 @@ def agree(site: Site, job: Job, *, attempts: int = 10_000, bundle: str = BUNDLE,
     return found
 
 
-def agree_once(path: Path, job: Job) -> None:
-    """As `agree`, unless the site has accepted this very job already."""
-    key = (path.absolute(), job_text(job))
+def agree_once(path: Path, text: str) -> None:
+    """As `agree`, unless the site has accepted this very text of a job already."""
+    key = (path.absolute(), text)
     if key in _agreed and _agreed[key].is_dir():
         set_running_bundle(BUNDLE)
         return
-    _agreed[key] = agree(open_site(path), job).folder
+    _agreed[key] = agree(open_site(path), parse_job(text), text=text).folder
 
 
 def write_coordinator(site: Site, name: str, secret: bytes = SECRET) -> None:

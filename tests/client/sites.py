@@ -26,7 +26,7 @@ from bridge.encoders.compact import CompactArchitecture, CompactEncoder
 from bridge.encoders.loading import save_encoder
 from bridge.errors import ConfigError
 from bridge.head import TaskHead, save_head
-from bridge.job import Job, job_text, parse_job
+from bridge.job import Job, job_text
 from bridge.messages import ITEMS, SENTENCES, ReasonCode
 from bridge.prototype import initial_arrays
 from bridge.shape import BridgeShape
@@ -183,10 +183,10 @@ def ask(
 ) -> Message:
     """`send`, after a node that has a site of its own has accepted the study, as far as site and job can be read."""
     node = dict(node_config if node_config is not None else {"site": str(site)})
+    text = job if isinstance(job, str) else job_text(job)
     if "site" in node:
         with suppress(ConfigError, SiteError):
-            agree_once(Path(node["site"]), parse_job(job) if isinstance(job, str) else job)
-    text = job if isinstance(job, str) else job_text(job)
+            agree_once(Path(node["site"]), text)
     return send(node, text, message_type, config, arrays, records=records, run_config=run_config)
 
 

@@ -47,8 +47,8 @@ def study_file(
     files: dict[str, bytes | Path] = {JOB_YAML: job_text(job).encode(), PAGE: PAGE_TEXT.encode()}
     entries = {}
     for name in MODEL_NAMES:
-        kind = HeadCard if name == "task_head" else EncoderCard
-        card: EncoderCard | HeadCard = read_card(models / name, kind)  # type: ignore[type-var]
+        folder = models / name
+        card = read_card(folder, HeadCard) if name == "task_head" else read_card(folder, EncoderCard)
         entries[name] = ModelEntry(
             digest=card.digest, weights_sha256=card.weights_sha256, included=include, source="the lab's archive"
         )

@@ -32,7 +32,7 @@ OTHER = "0123" * 16
 @pytest.fixture
 def site(small: Small, tmp_path: Path) -> Iterator[Site]:
     """A site without any recording: whatever is refused was refused without one."""
-    folder = build_site(tmp_path / "site", "beta", models=small.models, policy=PERMISSIVE)
+    folder = build_site(tmp_path / "site", "beta", models=small.models, patients=4, policy=PERMISSIVE)
     shutil.rmtree(folder / "recordings")
     yield open_site(folder)
     set_running_bundle("")
@@ -233,7 +233,7 @@ def _rewritten(folder: Path) -> None:
     folder.rename(folder.with_name(study_id("small", digest)))
 
 
-TAMPERED: dict[str, Callable[[Path], None]] = {
+TAMPERED: dict[str, Callable[[Path], object]] = {
     "more attempts": _replaced("study.json", b'"attempts":2', b'"attempts":9'),
     "another signer": _signed_by_another,
     "a rewritten study": _rewritten,
@@ -248,7 +248,7 @@ TAMPERED: dict[str, Callable[[Path], None]] = {
     "an unknown key": _replaced("acceptance.json", b'"state"', b'"stage"'),
     "no acceptance": lambda folder: (folder / "acceptance.json").write_text("{}"),
     "no JSON": lambda folder: (folder / "study.json").write_text("{"),
-    "another folder": lambda folder: folder.rename(folder.with_name("small-00000000")),  # type: ignore[dict-item]
+    "another folder": lambda folder: folder.rename(folder.with_name("small-00000000")),
     **{f"no {name}": (lambda folder, name=name: (folder / name).unlink()) for name in FILES},  # type: ignore[misc]
 }
 
