@@ -66,9 +66,13 @@ def taken(site: Site, study: Accepted) -> dict[str, int]:
     path = site.studies_folder / ALLOWANCE
     if not path.exists():
         return {}
-    asked = "SELECT question, times FROM taken WHERE study = ? ORDER BY question"
-    with _guarded(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-        return dict(database.execute(asked, (study.sha256,)).fetchall())
+    # Not 'ro': what a killed process left half-written is taken back first.
+    address = f"{path.absolute().as_uri()}?mode=rw"
+    with _guarded(path), closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as database:
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'taken'").fetchone():
+            return {}
+        rows = database.execute("SELECT question, times FROM taken WHERE study = ? ORDER BY question", (study.sha256,))
+        return dict(rows.fetchall())
 
 
 @contextmanager

@@ -139,6 +139,13 @@ def test_what_was_taken_before_a_kill_stays_taken(site: Site, study: Accepted) -
     assert had.total() > 24
 
 
+def test_a_count_that_was_killed_while_it_was_made_is_empty(site: Site, study: Accepted) -> None:
+    (site.studies_folder / ALLOWANCE).touch()
+    assert taken(site, study) == {}
+    take(site, study, TRAIN)
+    assert taken(site, study) == {"train round 1": 1}
+
+
 @pytest.mark.parametrize("content", [b"no database, but longer than the header of one is, by far" * 4, b"short"])
 def test_a_damaged_count_answers_nothing(site: Site, study: Accepted, content: bytes) -> None:
     (site.studies_folder / ALLOWANCE).write_bytes(content)
