@@ -300,7 +300,8 @@ class _Keys:
     def of(self, path: Path) -> dict[str, str]:
         """The keys `windows`, `old` and `new` of one recording. Raises `RecordingError` where it can't be read."""
         parts = [[part.name, _hash(part)] for part in self._reader.parts(path)]
-        windows = sha256_json([self._common, self.labels.content(path.stem), path.stem, parts])
+        name = self._reader.name(path)
+        windows = sha256_json([self._common, self.labels.content(name), name, parts])
         return {"windows": windows} | {role: _encoder_key(windows, card) for role, card in self._cards.items()}
 
 

@@ -150,7 +150,7 @@ class Site:
         """The recordings' paths, and those that `exclude` leaves out.
 
         Raises `SiteFileError` where the folder is missing, `NoWindowsError` where it holds no recording, and
-        `RecordingError` where two files have the same name (labels and results are joined by it).
+        `RecordingError` where two recordings have the same name (labels and results are joined by it).
         """
         folder = self.resolve(self.file.folder)
         if not folder.is_dir():
@@ -158,7 +158,7 @@ class Site:
                 f"{folder}: no such folder", why=f"{self.path} names it as 'folder'", fix="correct the path"
             )
         found = self.reader.files(folder)
-        excluded = [path for path in found if any(fnmatch.fnmatch(path.name, each) for each in self.file.exclude)]
+        excluded = [path for path in found if self._is_excluded(path)]
         left = [path for path in found if path not in set(excluded)]
         if not left:
             raise NoWindowsError(
@@ -166,8 +166,8 @@ class Site:
                 why=f"the reader '{self.file.reader.name}' finds {len(found)}, 'exclude' leaves out {len(excluded)}",
                 fix="correct folder, reader.options or exclude",
             )
-        stems = [path.stem for path in left]
-        twice = sorted({stem for stem in stems if stems.count(stem) > 1}) if len(set(stems)) < len(stems) else []
+        names = [self.reader.name(path) for path in left]
+        twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
         if twice:
             raise RecordingError(
                 f"{len(twice)} file name(s) occur twice below {folder}, the first is '{twice[0]}'",
@@ -175,6 +175,11 @@ class Site:
                 fix="rename the files, or exclude one of each",
             )
         return left, excluded
+
+    def _is_excluded(self, path: Path) -> bool:
+        """Whether `exclude` names the file, or its recording (in some sets files of two patients have one name)."""
+        names = (path.name, self.reader.name(path))
+        return any(fnmatch.fnmatch(name, pattern) for name in names for pattern in self.file.exclude)
 
     def files(self) -> list[Path]:
         """The recordings' paths, sorted; raises as `all_files`."""

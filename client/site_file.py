@@ -200,7 +200,7 @@ class SiteFile(Settings):
     folder: Path
     """Folder of the recordings."""
     exclude: tuple[str, ...] = ()
-    """Names of files to leave out on purpose (wildcards allowed); `check` counts them."""
+    """Names of files or recordings to leave out on purpose (wildcards allowed); `check` counts them."""
     old: SignalSection | None = None
     """The modality with the labels; may be left out where only predictions are made."""
     new: SignalSection | None = None

@@ -117,6 +117,10 @@ class Reader(ABC):
     def read(self, path: Path) -> Recording:
         """The recording at one of the paths of `files`. Raises `RecordingError`."""
 
+    def name(self, path: Path) -> str:
+        """What the recording at a path is called; labels and results are joined by it, so no two may share one."""
+        return path.stem
+
     def parts(self, path: Path) -> list[Path]:
         """All files whose bytes make up the recording (a header and its signal files); what caches are keyed by."""
         return [path]

@@ -20,9 +20,9 @@ def check_reader(reader: Reader, folder: Path) -> list[Recording]:
     """Check every clause of the contract on all files of `folder`; return the recordings, for checks of one's own.
 
     Clauses: `files` is sorted, without repeats, and finds at least one; `parts` names files that exist, the path itself
-    among them; `read` gives the same twice; patient and name are not empty and the name is the file's stem; signals
-    are float32 `(channels, n)`, finite or NaN, with at least one sample; segments are in order, do not overlap and lie
-    within the signals; labels are in order, do not overlap, and have one text each.
+    among them; `read` gives the same twice; patient and name are not empty, the name is the one that `name` tells and
+    no other recording's; signals are float32 `(channels, n)`, finite or NaN, with at least one sample; segments are in
+    order, do not overlap and lie within the signals; labels are in order, do not overlap, and have one text each.
     """
     _require(isinstance(reader, Reader), "a reader is a subclass of client.readers.base.Reader", type(reader).__name__)
     paths = reader.files(folder)
@@ -35,14 +35,17 @@ def check_reader(reader: Reader, folder: Path) -> list[Recording]:
         _require(all(each.is_file() for each in parts), "parts names files that exist", path.name)
         first, second = reader.read(path), reader.read(path)
         _require(_same(first, second), "read gives the same recording twice", path.name)
+        _require(first.name == reader.name(path), "a recording's name is the one that name tells", repr(first.name))
         _check_recording(first, path)
         recordings.append(first)
+    names = [recording.name for recording in recordings]
+    _require(len(set(names)) == len(names), "no two recordings have the same name", f"{sorted(names)}")
     return recordings
 
 
 def _check_recording(recording: Recording, path: Path) -> None:
     _require(bool(recording.patient), "a recording names its patient", path.name)
-    _require(recording.name == path.stem, "a recording's name is the file's stem", f"{recording.name!r}, {path.stem!r}")
+    _require(bool(recording.name), "a recording has a name", path.name)
     _require(bool(recording.signals or recording.absent), "a recording has signals, or says what is absent", path.name)
     for modality, signal in recording.signals.items():
         _require(modality in get_args(Modality), f"modalities are {', '.join(get_args(Modality))}", repr(modality))

@@ -402,7 +402,7 @@ class Broken(Reader):
         ("repeat", "read gives the same recording twice"),
         ("inf", "values are finite or NaN"),
         ("segments", "segments are in order"),
-        ("name", "name is the file's stem"),
+        ("name", "name is the one that name tells"),
         ("patient", "names its patient"),
     ],
 )
