@@ -26,6 +26,10 @@ class RecordingError(SiteError):
     reason = ReasonCode.DATA_UNUSABLE
 
 
+class UnsafePickleError(RecordingError):
+    """A pickled recording asks for more than arrays and plain containers. Nothing of it was run."""
+
+
 class NoWindowsError(SiteError):
     """No usable window, or too few patients for what was asked."""
 
