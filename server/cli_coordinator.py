@@ -36,12 +36,23 @@ def add_commands(app: typer.Typer) -> None:
 
 def init_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
-    name: Annotated[str, typer.Option("--name", help="The coordinator's name, as in every job and policy.")],
-    host: Annotated[str, typer.Option("--host", help="What sites connect to: this machine's name or address.")],
-    port: Annotated[int, typer.Option("--port", help="The one port that is open to the sites.")] = 8443,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The coordinator's name, as in every job and policy.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", help="What sites connect to: this machine's name or address.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", help="The one port that is open to the sites.", show_default="8443")
+    ] = None,
     superlink_port: Annotated[
-        int, typer.Option("--superlink-port", help="Port of Flower's SuperLink on 127.0.0.1; open to nobody.")
-    ] = 8000,
+        int | None,
+        typer.Option(
+            "--superlink-port",
+            help="Port of Flower's SuperLink on 127.0.0.1; open to nobody.",
+            show_default="8000",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write everything but the keys anew.")] = False,
     new_keys: Annotated[
         bool, typer.Option("--new-keys", help="Make new keys too: every site then needs the new coordinator.yaml.")
@@ -49,14 +60,13 @@ def init_command(
 ) -> None:
     """Make the coordinator's folder: authority, certificate, signing key, nginx configuration, systemd units.
 
-    What is there already is kept. Reads and writes that folder alone.
+    What is there already is kept, also the settings in server.yaml that no option names; the first time, name and host
+    are needed. Reads and writes that folder alone.
     """
-    from bridge.config import parse_model
-    from server.coordinator.folder import ServerFile
-    from server.coordinator.initialise import initialise
+    from server.coordinator.initialise import initialise, wanted_settings
 
-    values = {"name": name, "host": host, "port": port, "superlink_port": superlink_port}
-    _print_initialised(initialise(folder, parse_model(values, ServerFile, "options"), force=force, new_keys=new_keys))
+    settings = wanted_settings(folder, name=name, host=host, port=port, superlink_port=superlink_port)
+    _print_initialised(initialise(folder, settings, force=force, new_keys=new_keys))
 
 
 def renew_command(folder: FolderArgument = Path()) -> None:
@@ -101,15 +111,15 @@ def revoke_command(
 ) -> None:
     """Shut a site out: its key is refused from now on, and for good. What it sent is not taken back."""
     from bridge.errors import ServiceError
-    from server.coordinator import nginx, registry, superlink
+    from server.coordinator import registry, services, superlink
 
     opened = _open(folder)
     registry.revoke(opened, site)
     # Where the door is open, a SuperLink that does not answer is on its way back.
-    if superlink.wait(opened, _AWAIT_SECONDS if nginx.processes(opened) else 0.0):
+    if superlink.wait(opened, _AWAIT_SECONDS if services.door_is_open(opened) else 0.0):
         registry.sync(opened)
         typer.echo(f"'{site}' is revoked and shut out")
-    elif nginx.processes(opened):
+    elif services.door_is_open(opened):
         raise ServiceError(
             f"'{site}' is revoked, but the SuperLink could not be told",
             why="it does not answer, and the door is open",

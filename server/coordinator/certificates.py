@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bridge.errors import EnrolmentError
+from bridge.files import cause
 
 AUTHORITY_DAYS = 3653
 SERVER_DAYS = 397
@@ -66,6 +68,16 @@ def new_certificate(
     builder = builder.add_extension(x509.SubjectAlternativeName([_general(each) for each in hosts]), critical=False)
     own = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
     return _signed(builder.add_extension(own, critical=False), signer)
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """A certificate from its file. Raises `EnrolmentError` where it can't be read or is none."""
+    try:
+        return load_certificate(path.read_bytes())
+    except OSError as error:
+        raise EnrolmentError(
+            f"{path}: can't be read", why=cause(error), fix="bring it back from the backup, or issue a new one"
+        ) from error
 
 
 def load_certificate(pem: bytes) -> x509.Certificate:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import yaml
 
-from bridge.config import load_model
+from bridge.config import load_model, parse_model
 from bridge.enrolment import CoordinatorFile
 from bridge.errors import ConfigError, EnrolmentError
 from bridge.files import cause, write_whole
@@ -65,8 +66,7 @@ def initialise(path: Path, settings: ServerFile, *, force: bool = False, new_key
         _write_coordinator_file(done, force or new_keys)
         _write_texts(done, force)
         # Last: a folder with this file is complete.
-        text = yaml.safe_dump(settings.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
-        done.put(folder.path / SERVER_FILE, text.encode, anew=force)
+        done.put(folder.path / SERVER_FILE, lambda: _settings_text(settings), anew=_settings(path) != settings)
     except OSError as error:
         raise ConfigError(
             f"{folder.path}: the coordinator's folder can't be written",
@@ -102,11 +102,37 @@ def write_secret(path: Path, content: bytes) -> None:
         os.umask(before)
 
 
+def wanted_settings(path: Path, **options: str | int | None) -> ServerFile:
+    """The settings that `server.yaml` in that folder has, changed by the options that are not None.
+
+    Raises `ConfigError` where they can't be used, or a folder that has none yet is not given name and host.
+    """
+    there = _settings(path)
+    given = {key: value for key, value in options.items() if value is not None}
+    if there is None and not {"name", "host"} <= set(given):
+        raise ConfigError(
+            f"{path}: name and host are needed", why=f"there is no {SERVER_FILE} yet", fix="give --name and --host"
+        )
+    values = {} if there is None else there.model_dump(mode="json", by_alias=True)
+    return parse_model(values | given, ServerFile, "the coordinator's settings")
+
+
+def _settings(path: Path) -> ServerFile | None:
+    file = path / SERVER_FILE
+    return load_model(file, ServerFile) if file.exists() else None
+
+
+def _settings_text(settings: ServerFile) -> bytes:
+    values = {key: json.dumps(value, ensure_ascii=False) for key, value in settings.model_dump(mode="json").items()}
+    return fill("server.yaml.j2", **values).encode()
+
+
 def _refuse_other_settings(folder: CoordinatorFolder, force: bool) -> None:
     path = folder.path / SERVER_FILE
-    if force or not path.exists():
+    found = _settings(folder.path)
+    if force or found is None:
         return
-    there, asked = (each.model_dump() for each in (load_model(path, ServerFile), folder.settings))
+    there, asked = found.model_dump(), folder.settings.model_dump()
     if differ := [key for key in asked if asked[key] != there[key]]:
         raise ConfigError(
             f"{path}: has other settings: " + ", ".join(f"{key} {there[key]!r}" for key in differ),
@@ -147,7 +173,7 @@ def _write_keys(done: Initialised, anew: bool) -> None:
 def _is_for_another_host(folder: CoordinatorFolder) -> bool:
     if not folder.server_certificate.exists():
         return False
-    there = certificates.load_certificate(folder.server_certificate.read_bytes())
+    there = certificates.read_certificate(folder.server_certificate)
     return folder.settings.host not in certificates.hosts_of(there)
 
 
@@ -216,8 +242,3 @@ def _page(folder: CoordinatorFolder) -> str:
         user=units.USER,
         units=(units.SUPERLINK_UNIT, units.NGINX_UNIT),
     )
-
-
-def days_left(ends: datetime) -> float:
-    """Days until then; negative afterwards."""
-    return (ends - datetime.now(UTC)) / timedelta(days=1)

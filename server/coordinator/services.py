@@ -8,10 +8,12 @@ import socket
 import ssl
 import time
 from collections.abc import Sequence
+from contextlib import closing
 
 from bridge import processes
 from bridge import services as supervised
 from bridge.errors import ServiceError
+from bridge.installation import check_installation
 from bridge.services import Service
 from server.coordinator import nginx, registry, superlink, units
 from server.coordinator.folder import CoordinatorFolder
@@ -26,7 +28,11 @@ _PRIVATE = 0o077
 
 
 def run_superlink(folder: CoordinatorFolder) -> None:
-    """Become Flower's SuperLink, on 127.0.0.1 and on the folder's database. Does not return."""
+    """Become Flower's SuperLink, on 127.0.0.1 and on the folder's database. Does not return.
+
+    Raises `CodeError` where the installed code is not what it must be.
+    """
+    check_installation()
     os.umask(_PRIVATE)
     superlink.become(folder)
 
@@ -74,8 +80,9 @@ def start(folder: CoordinatorFolder) -> None:
     """Start both services, detached; returns when sites can connect.
 
     Raises `ServiceError` where they run already, a port is taken, nginx refuses its configuration, or one of them does
-    not come up: then none is left running.
+    not come up: then none is left running. `CodeError` where the installed code is not what it must be.
     """
+    check_installation()
     _refuse_second_start(folder)
     nginx.check_configuration(folder)
     _require_free(("127.0.0.1",), folder.settings.superlink_port)
@@ -107,18 +114,26 @@ def door_answers(folder: CoordinatorFolder) -> bool:
 def door_fault(folder: CoordinatorFolder) -> str:
     """What a site on this machine would meet at the door: nothing (empty), or why it can't connect."""
     settings = folder.settings
-    context = ssl.create_default_context(cafile=str(folder.ca_certificate))
-    connection = _Named(settings.local_address, settings.port, settings.host, context)
     try:
-        connection.request("GET", "/")
-        answer = connection.getresponse()
-        return "" if answer.status == 404 else f"it answers {answer.status} where nginx would answer 404"
+        context = ssl.create_default_context(cafile=str(folder.ca_certificate))
+        with closing(_Named(settings.local_address, settings.port, settings.host, context)) as connection:
+            connection.request("GET", "/")
+            answer = connection.getresponse()
     except ssl.SSLCertVerificationError as error:
         return f"its certificate is refused: {error.verify_message}"
     except (OSError, http.client.HTTPException) as error:
         return str(error) or type(error).__name__
-    finally:
-        connection.close()
+    return "" if answer.status == 404 else f"it answers {answer.status} where nginx would answer 404"
+
+
+def door_is_open(folder: CoordinatorFolder) -> bool:
+    """Whether anything takes connections on the sites' port, with whatever certificate."""
+    settings = folder.settings
+    try:
+        socket.create_connection((settings.local_address, settings.port), timeout=_ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 class _Named(http.client.HTTPSConnection):

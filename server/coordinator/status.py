@@ -76,7 +76,7 @@ def find_status(folder: CoordinatorFolder) -> Status:
         ServiceStatus(each.name, each.process.pid if each.process else None, each.since, each.restarts)
         for each in supervised.running(folder.state)
     ]
-    ends = certificates.load_certificate(folder.server_certificate.read_bytes()).not_valid_after_utc
+    ends = certificates.read_certificate(folder.server_certificate).not_valid_after_utc
     there = superlink.answers(folder)
     return Status(
         name=folder.settings.name,

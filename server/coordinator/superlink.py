@@ -12,7 +12,7 @@ import ssl
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,16 +89,15 @@ def become(folder: CoordinatorFolder) -> None:
 
 def answers(folder: CoordinatorFolder) -> bool:
     """Whether the SuperLink is there and healthy."""
-    context = ssl.create_default_context(cafile=str(folder.ca_certificate))
     port = folder.settings.superlink_port
-    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=_HEALTH_SECONDS, context=context)
     try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
+        context = ssl.create_default_context(cafile=str(folder.ca_certificate))
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=_HEALTH_SECONDS, context=context)
+        with closing(connection):
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
-    finally:
-        connection.close()
 
 
 def wait(folder: CoordinatorFolder, seconds: float) -> bool:

@@ -211,6 +211,45 @@ def test_other_settings_are_refused_without_force(command: Callable[..., Ended],
     assert "OK" in openssl("verify", "-CAfile", folder.ca_certificate, *named, folder.server_certificate)
 
 
+def test_settings_that_no_option_names_are_kept(command: Callable[..., Ended], tmp_path: Path) -> None:
+    code, _, err = command("init", tmp_path / "c", "--name", "heart")
+    assert code == 2
+    assert "give --name and --host" in err
+    assert not (tmp_path / "c").exists()
+    command("init", tmp_path / "c", "--name", 'the "heart": study #1', "--host", "localhost", "--port", "9443")
+    path = tmp_path / "c" / "server.yaml"
+    first = contents(tmp_path / "c")
+    values = yaml.safe_load(path.read_text())
+    assert values == {
+        "schema": "fedbridge.server/1",
+        "name": 'the "heart": study #1',
+        "host": "localhost",
+        "port": 9443,
+        "listen": ["0.0.0.0"],
+        "superlink_port": 8000,
+        "body_megabytes": 16,
+    }
+    path.write_text(path.read_text().replace("body_megabytes: 16", "body_megabytes: 64"))
+    edited = path.read_text()
+    code, out, _ = command("init", tmp_path / "c")
+    assert code == 0
+    assert "note: nginx/nginx.conf differs" in out
+    assert contents(tmp_path / "c") == first | {"server.yaml": edited.encode()}
+    assert command("init", tmp_path / "c", "--force")[0] == 0
+    after = contents(tmp_path / "c")
+    assert {name for name in first if first[name] != after[name]} == {
+        "server.yaml",
+        "nginx/nginx.conf",
+        "OPEN-THIS-PORT.md",
+    }
+    assert after["server.yaml"] == edited.encode()
+    assert b"client_max_body_size 64m;" in after["nginx/nginx.conf"]
+    # One option changes one setting.
+    assert command("init", tmp_path / "c", "--port", "9444")[0] == 2
+    assert command("init", tmp_path / "c", "--port", "9444", "--force")[0] == 0
+    assert yaml.safe_load(path.read_text()) == values | {"port": 9444, "body_megabytes": 64}
+
+
 @pytest.mark.parametrize("left", range(1, len(SECRETS | PUBLIC)))
 def test_an_interrupted_init_is_completed(tmp_path: Path, left: int) -> None:
     folder = made(tmp_path / "c")

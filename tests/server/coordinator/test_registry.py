@@ -360,3 +360,9 @@ def test_status_of_a_folder_where_nothing_runs(command: Command, folder: Coordin
     assert yaml.safe_load(folder.coordinator_path.read_text())["address"] in out
     code, out, _ = command("stop", folder.path)
     assert (code, out) == (0, "nothing was running\n")
+    folder.ca_certificate.unlink()
+    assert command("status", folder.path)[0] == 0
+    folder.server_certificate.unlink()
+    code, _, err = command("status", folder.path)
+    assert code == 5
+    assert "server.pem: can't be read" in err
