@@ -43,6 +43,9 @@ class SelectionJob(Settings):
     """Folds of the probe's cross-validation, by patient."""
     ridge: float = Field(default=1e-2, gt=0)
     """Ridge strength of the `moments` probe, relative to the mean feature variance."""
+    width_limit: int = Field(default=128, ge=1)
+    """Features of a position that the `moments` probe looks at: wider ones pass a public random projection first, which
+    bounds the message. Nothing else is projected."""
 
     @model_validator(mode="after")
     def _fixed_has_positions(self) -> SelectionJob:

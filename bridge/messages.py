@@ -23,6 +23,7 @@ from bridge.encoders.cards import EncoderCard, HeadCard
 from bridge.errors import ItemError
 from bridge.job import Job
 from bridge.job_privacy import GramName
+from bridge.projection import projected_width
 from bridge.shape import BridgeShape
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
@@ -123,7 +124,7 @@ class Dimensions:
             positions_new=new.positions,
             positions_old=old.positions,
             classes=classes,
-            probe_moments=sum(folds * moments_length(width, classes) for _, width in new.layouts_out),
+            probe_moments=sum(folds * moments_length(width, classes) for width in probe_widths(job, new)),
             gram=job.privacy.gram,
             bridge=None if positions is None else BridgeShape.of(job.bridge, old, new, positions),
         )
@@ -146,6 +147,11 @@ def closed_form_length(shape: BridgeShape, gram: GramName) -> int:
     rows = shape.rows
     of_gram = {"public": 0, "diagonal": 2 * (rows - 1), "released": rows * (rows + 1) // 2}
     return 1 + rows * shape.columns + of_gram[gram]
+
+
+def probe_widths(job: Job, new: EncoderCard) -> tuple[int, ...]:
+    """How many features the probe's moments are about at each new position, after the projection of wide ones."""
+    return tuple(projected_width(width, job.selection.width_limit) for _, width in new.layouts_out)
 
 
 def moments_length(width: int, classes: int) -> int:

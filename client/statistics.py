@@ -21,13 +21,18 @@ SELECTION_KEY = "fedbridge.selection/1"
 def probe_item(features: FeatureSet, job: Job, positions: int, classes: int, deadline: Deadline) -> tuple[str, Any]:
     """Name and value of the answer to `query.probe`: `probe_scores (positions_new,)`, or the flat `probe_moments`.
 
-    Both look at no more than `selection.windows_per_patient` windows a patient.
+    Both look at no more than `selection.windows_per_patient` windows a patient. Moments are of features that were
+    projected where they are wider than `selection.width_limit`; scores never grow with the width, and take them whole.
     """
     from bridge.probe import probe_moments, probe_scores
+    from bridge.projection import projected
 
     rows = selection_rows(features, job)
     outputs = at_each_position(features.new_output, positions, rows, deadline)
     moments = job.selection.mode == "moments"
+    if moments:
+        limit = job.selection.width_limit
+        outputs = [projected(each, position, job.seed, limit) for position, each in enumerate(outputs)]
     statistic = probe_moments if moments else probe_scores
     value = statistic(
         outputs,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bridge.cka import scores_from_similarity_moments
 from bridge.job import Job
-from bridge.messages import PROBE, SIMILARITY
+from bridge.messages import PROBE, SIMILARITY, probe_widths
 from bridge.privacy.selection import noise_deviation
 from bridge.probe import scores_from_moments
 from bridge.selection import choose_position
@@ -56,7 +56,7 @@ def select(
     """
     if job.selection.mode == "fixed":
         return _fixed(job, models)
-    widths, classes = [width for _, width in models.new_encoder.layouts_out], len(models.task_head.classes)
+    widths, classes = probe_widths(job, models.new_encoder), len(models.task_head.classes)
     folds, ridge = job.selection.folds, job.selection.ridge
     probe = _Stage(
         "probe",

@@ -29,6 +29,7 @@ from bridge.messages import (
     check_item,
     declared,
     moments_length,
+    probe_widths,
 )
 from bridge.shape import BridgeShape
 from bridge.windows import Preprocessing, WindowSpec
@@ -216,6 +217,11 @@ def test_dimensions_come_from_the_job_and_the_cards() -> None:
     before = Dimensions.of(job, old, new, head)
     assert before.probe_moments == 4 * sum((w + 1) * (w + 2) // 2 + (w + 1) * 2 for w in (3, 4, 5))
     assert (before.positions_new, before.positions_old, before.classes) == (3, 2, 2)
+    narrow = job.model_copy(update={"selection": SelectionJob(folds=4, width_limit=4)})
+    sizes = [3, 4, 4]
+    assert probe_widths(narrow, new) == tuple(sizes)
+    expected = 4 * sum((w + 1) * (w + 2) // 2 + (w + 1) * 2 for w in sizes)
+    assert Dimensions.of(narrow, old, new, head).probe_moments == expected
     after = Dimensions.of(job, old, new, head, positions=(2, 1))
     shapes = {name: ITEMS[name].resolved_shape(after) for name in UPDATE_ITEMS}
     assert shapes == {"update.A": (5, 2), "update.B": (2, 30), "update.P": (3, 7)}

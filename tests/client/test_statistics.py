@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bridge.messages import ReasonCode
+from bridge.projection import projection
 from client.features import features
 from client.site import open_site
 from client.statistics import SELECTION_KEY, selection_rows
@@ -57,6 +58,29 @@ def test_probe_moments_are_the_sums_over_the_capped_windows(small: Small) -> Non
             expected += list((x[which == f].T @ y[which == f]).ravel())
     sent = array(small, "query.probe", "probe_moments", {}, "moments")
     np.testing.assert_allclose(sent, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_wide_features_are_projected_before_their_moments_and_nowhere_else(small: Small) -> None:
+    found = features(open_site(small.site), "pair")
+    asked = {"mode": "moments", "width_limit": 5}
+    rows = selection_rows(found, build_job(small.models))
+    reply = ask(small.site, build_job(small.models, selection=asked, seed=9), "query.probe", {})
+    sent = reply.content["arrays"]["probe_moments"].numpy()
+    assert sent.shape == (4 * 3 * (6 * 7 // 2 + 6 * 2),)
+    which = np.array([fold(str(patient), 3) for patient in found.table.patients[rows]])
+    for position, part in enumerate(np.split(sent, 4)):
+        signs = np.sign(projection(9, position, 16, 5)) / np.sqrt(5)
+        x = found.new_output(position)[rows].astype(np.float64) @ signs
+        for f, numbers in enumerate(np.split(part, 3)):
+            own = np.c_[x[which == f], np.ones((which == f).sum())]
+            np.testing.assert_allclose(numbers[:21], (own.T @ own)[np.triu_indices(6)], rtol=1e-9, atol=1e-9)
+    for kind, mode, item, config in (
+        ("query.probe", "scores", "probe_scores", {}),
+        ("query.similarity", "moments", "similarity_moments", {"input-position": 3}),
+    ):
+        whole = array(small, kind, item, config, mode)
+        limited = ask(small.site, build_job(small.models, selection={"mode": mode, "width_limit": 5}), kind, config)
+        assert np.array_equal(limited.content["arrays"][item].numpy(), whole)
 
 
 def test_similarity_moments_give_the_scores(small: Small) -> None:

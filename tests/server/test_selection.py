@@ -13,6 +13,7 @@ from bridge.cka import similarity_moments
 from bridge.errors import PositionError, SelectionError
 from bridge.messages import moments_length
 from bridge.probe import probe_moments
+from bridge.projection import projected
 from server.errors import RunError
 from server.moments import check_probe_moments, check_similarity_moments
 from server.record import SelectionRecord, read_record
@@ -123,6 +124,30 @@ def test_moments_give_what_one_machine_with_all_data_would(models: Models, tmp_p
     for position, score in enumerate(found.similarity_scores.aggregate):
         pairs = [(raw["new"][1], raw["old"][position]) for raw in data.values()]
         assert score == pytest.approx(block_cka(pairs), abs=1e-6)
+
+
+def test_moments_of_projected_features_are_judged_as_one_machine_would(models: Models, tmp_path: Path) -> None:
+    folds, limit = 4, 10
+    members, data = [], [raw_site(name, windows) for name, windows in (("alpha", 60), ("beta", 90), ("gamma", 60))]
+    wide = [[projected(x, position, 0, limit) for position, x in enumerate(raw["new"])] for raw in data]
+    for name, raw, new in zip(NAMES, data, wide, strict=True):
+        moments = probe_moments(new, raw["labels"], raw["patients"], CLASSES, folds, "key")
+        members.append(Site(name, moments=(moments, lambda m, raw=raw: similarity_moments(raw["new"][m], raw["old"]))))
+    asked = {"mode": "moments", "folds": folds, "ridge": 0.05, "width_limit": limit}
+    found = run(models, tmp_path, members, selection=asked)
+    assert found.probe_scores is not None
+    labels = np.concatenate([raw["labels"] for raw in data])
+    patients = np.concatenate([raw["patients"] for raw in data])
+    for position, score in enumerate(found.probe_scores.aggregate):
+        x = np.concatenate([new[position] for new in wide])
+        assert x.shape[1] == limit
+        assert score == pytest.approx(ridge_score(x, labels, patients, CLASSES, folds, "key", 0.05), abs=1e-6)
+    assert found.input_position == 1
+
+
+def test_unprojected_moments_do_not_fit_a_lower_limit(models: Models, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="BAD_REPLY"):
+        run(models, tmp_path, with_moments(), selection={"mode": "moments", "folds": 5, "width_limit": 10})
 
 
 def with_moments(folds: int = 5, windows: int = 80) -> list[Site]:
