@@ -87,6 +87,11 @@ class StudyConfig(Settings):
         check_private(self)
         if self.privacy.simulation_seed is not None:
             raise ValueError("privacy.simulation_seed is for simulations alone: every site refuses it")
+        if self.attempts <= self.sites.retries:
+            raise ValueError(
+                f"attempts {self.attempts} must be more than sites.retries {self.sites.retries}: a run may ask the same "
+                "question once and so often again"
+            )
         return self
 
     def job(self, coordinator: str, models: Models) -> Job:

@@ -164,7 +164,8 @@ def _leaves(manifest: Manifest, job: Job, cards: Cards) -> Iterator[str]:
     yield ""
     yield (
         f"This list is closed. One run asks {len(planned)} questions. Over the whole study, interruptions included, "
-        f"each is answered at most {_times(manifest.attempts)}: your site counts, and refuses more. Items not "
+        f"each but the first (whether your site takes part) is answered at most {_times(manifest.attempts)}: your "
+        "site counts, and refuses more. Items not "
         "marked `yes` leave only where your policy lists them; `by one site`: at least one site has to send it."
     )
     yield ""

@@ -19,6 +19,7 @@ from bridge.files import cause
 from bridge.installation import check_installation
 from bridge.messages import ReasonCode
 from bridge.study.archive import Study, open_study
+from bridge.study.page import require_own_page
 from client.errors import NotAcceptedError, OutputError
 from client.session import house
 from client.site import Site
@@ -34,8 +35,8 @@ _STYLE = {"fits": "green", "note": "yellow", "refused": "red"}
 def run_accept(path: Path, place: Path, who: str, consent: Consent | None, console: Console) -> None:
     """Accept a study file for the site at `place`; `consent` asks a person, None: nobody can be asked.
 
-    Raises `StudyError` where the file is damaged or not signed by the site's coordinator, and `NotAcceptedError` where
-    something stands in the way or the answer is no. Then nothing was changed at the site.
+    Raises `StudyError` where the file is damaged, not signed by the site's coordinator or its page says other than its
+    job, and `NotAcceptedError` where something stands in the way or the answer is no. Then nothing was changed at the site.
     """
     check_installation()
     site, policy = house(place)
@@ -50,6 +51,8 @@ def run_accept(path: Path, place: Path, who: str, consent: Consent | None, conso
         found = compare(study, site, policy, coordinator, workplace)
         show_findings(found, console)
         _refuse(study, found)
+        # The code is the installed one by now, so this installation makes the same page, or it says something else.
+        require_own_page(study)
         _ask(study, site, who, consent)
         install(found.install)
         accepted = record(site, study, who)

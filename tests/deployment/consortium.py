@@ -132,6 +132,12 @@ class Consortium:
         self.call("fedbridge-site", "request", site, "--out", request)
         self.call("fedbridge-server", "enrol", request, "--dir", self.coordinator, "--yes")
 
+    def edit_study(self, **keys: Any) -> None:
+        """Other values for keys of the prepared study."""
+        path = self.prepared / "study.yaml"
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) | keys
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
     def build(self, study: str = "study.zip", config: Path | None = None) -> Path:
         path = self.place / study
         config = config or self.prepared / "study.yaml"

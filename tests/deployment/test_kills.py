@@ -47,6 +47,8 @@ class Disturbed:
         options = [part for each in SETTINGS for part in ("--set", each)]
         call("fedbridge-sim", "run", SMOKE, "--out", self.reference, "--quiet", *options)
         self.consortium = whole(place / "real", SMOKE, *SETTINGS)
+        # Every question is asked many times over here.
+        self.consortium.edit_study(attempts=50)
         self.study = self.consortium.build()
         self.consortium.accept(self.study)
         self.consortium.up()

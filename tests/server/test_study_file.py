@@ -184,6 +184,7 @@ def test_a_private_plan_is_resolved(desk: Desk) -> None:
         ({"nmae": "x"}, ConfigError, "did you mean 'name'"),
         ({"train": {"ronds": 3}}, ConfigError, "did you mean 'train.rounds'|did you mean 'rounds'"),
         ({"attempts": 0}, ConfigError, "attempts"),
+        ({"attempts": 2, "sites": {"retries": 2}}, ConfigError, "attempts 2 must be more than sites.retries 2"),
         ({"name": "no spaces"}, ConfigError, "name"),
         ({"models": {"folder": "nowhere"}}, WeightsError, "no complete model folder"),
         ({"models": {"folder": "nowhere", "include": False}}, ConfigError, "must say where to get weights"),

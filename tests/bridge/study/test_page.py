@@ -141,7 +141,7 @@ def test_the_page_names_code_models_and_people() -> None:
         "**Purpose.** Read pulses.",
         "**Whom to ask.** Ada",
         f"sha256 `{'0' * 64}`",
-        "each is answered at most once",
+        "(whether your site takes part) is answered at most once",
         "Sites: north, south. At least 2 have to answer",
         "an old one that reads ECG (channels ECG; 50 Hz; windows of 10 s) and classifies it (a, b, c)",
         "it does not say",

@@ -16,11 +16,13 @@ from bridge.encoders.cards import EncoderCard, HeadCard, read_card
 from bridge.job import Job, job_text
 from bridge.study.archive import members_of, write_study
 from bridge.study.manifest import JOB_YAML, MODEL_NAMES, MODELS, PAGE, Code, Manifest, ModelEntry, study_id
+from bridge.study.page import study_page
 from client.site import Site, open_site
 from tests.client.agreements import SECRET, write_coordinator
 from tests.client.sites import PERMISSIVE, build_job, build_site
 
-PAGE_TEXT = "# What is asked\n\nOne update of the bridge a round.\n"
+PAGE_TEXT = "## What leaves your site"
+"""A line of every study's page."""
 
 
 def own_code() -> Code:
@@ -41,10 +43,12 @@ def study_file(
     attempts: int = 2,
     created: str = "2026-01-01T00:00:00+00:00",
     changes: Mapping[str, Any] | None = None,
+    page: str = "",
 ) -> str:
-    """Write a signed study of a job about these models; returns its id. `changes` replaces keys of the manifest."""
+    """Write a signed study of a job about these models; returns its id. `changes` replaces keys of the manifest,
+    `page` the page that follows from it."""
     job = build_job(models, coordinator="lab") if job is None else job
-    files: dict[str, bytes | Path] = {JOB_YAML: job_text(job).encode(), PAGE: PAGE_TEXT.encode()}
+    files: dict[str, bytes | Path] = {JOB_YAML: job_text(job).encode()}
     entries = {}
     for name in MODEL_NAMES:
         folder = models / name
@@ -62,8 +66,16 @@ def study_file(
         code=own_code() if code is None else code,
         versions=dict(versions or {}),
         models=entries,
-        members=members_of(files),
+        members={},
     ).model_copy(update=dict(changes or {}))
+    cards = (
+        read_card(models / "old_encoder", EncoderCard),
+        read_card(models / "new_encoder", EncoderCard),
+        read_card(models / "task_head", HeadCard),
+    )
+    files[PAGE] = (page or study_page(manifest, job, cards)).encode()
+    if "members" not in (changes or {}):
+        manifest = manifest.model_copy(update={"members": members_of(files)})
     return study_id(manifest.name, write_study(path, manifest, files, secret))
 
 

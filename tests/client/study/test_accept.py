@@ -139,6 +139,15 @@ def test_one_missing_model_is_installed_beside_two_equal_ones(small: Small, tmp_
     assert (weights.stat().st_ino, weights.stat().st_mtime_ns) == kept
 
 
+def test_a_page_that_tells_less_than_is_asked_is_refused(small: Small, tmp_path: Path) -> None:
+    site = fresh_site(tmp_path / "site", small.models)
+    study_file(tmp_path / "study.zip", small.models, page="# Nothing leaves\n")
+    before = snapshot(site.folder)
+    with pytest.raises(StudyError, match="does not tell what the study asks"):
+        accept(tmp_path / "study.zip", site)
+    assert snapshot(site.folder) == before
+
+
 def test_models_by_hash_alone_that_the_site_has(small: Small, tmp_path: Path) -> None:
     site = fresh_site(tmp_path / "site", small.models)
     study_file(tmp_path / "study.zip", small.models, include=False)
