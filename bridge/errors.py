@@ -61,6 +61,12 @@ class WeightsError(FedbridgeError):
     exit_code = ExitCode.WEIGHTS
 
 
+class WeightsStorageError(WeightsError):
+    """A model folder can't be written: a full disk, permissions."""
+
+    exit_code = ExitCode.STORAGE
+
+
 class WindowError(FedbridgeError):
     """Windows do not fit the encoder that should read them (channels, rate, samples)."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bridge.console import new_app, run_app
+from bridge.weights_command import new_weights_app
 from client import cli_deployment, cli_study
 from client.cli_ledger import SiteArgument, forget_command, ledger_app
 
@@ -30,6 +31,7 @@ policy_app = typer.Typer(help="Look at what this site permits.", no_args_is_help
 app.add_typer(audit_app, name="audit")
 app.add_typer(policy_app, name="policy")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(new_weights_app(), name="weights")
 app.command("forget")(forget_command)
 cli_study.register(app)
 cli_deployment.register(app)

@@ -15,6 +15,7 @@ from simulations.cli_audit import register as register_audit
 from simulations.cli_options import ConfigArgument, QuietOption, SetOption
 from simulations.cli_plan import register as register_plan
 from simulations.cli_sweep import register as register_sweep
+from simulations.cli_weights import register as register_weights
 from simulations.sigterm import end_on_sigterm
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = new_app("Simulate a study of many hospitals on one machine.")
 register_plan(app)
 register_sweep(app)
 register_audit(app)
+register_weights(app)
 
 
 @app.command("prepare")

@@ -27,3 +27,9 @@ class EngineError(FedbridgeError):
     """An engine could not be started, or its run failed."""
 
     exit_code = ExitCode.RUN_FAILED
+
+
+class FixtureError(FedbridgeError):
+    """A folder of numeric fixtures has no case, or one of its cases is damaged or of an unknown model."""
+
+    exit_code = ExitCode.CONFIG

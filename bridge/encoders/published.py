@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from bridge.encoders.split import SplitEncoder
 
+FORBIDDEN = "forbidden"
+"""What a card says of commercial use (`training.commercial_use`) where the licence of the weights forbids it."""
+
 
 @dataclass(frozen=True)
 class PublishedModel:
@@ -50,10 +53,20 @@ class PublishedModel:
     """What the values of a window are."""
     positions: str
     """Its list of blocks as its authors call it, with their number."""
+    channels: tuple[str, ...]
+    """Channels of the published experiments, which a conversion takes where none are named."""
+    seconds: float
+    """Length of their windows."""
     unused: tuple[str, ...] = ()
     """Patterns of the unwrapped state's keys that the encoder does not need."""
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Options of a conversion and their values, the default first; without values: a whole number."""
+
+    @property
+    def commercial_use(self) -> str:
+        """What the licence of the weights says of commercial use, in words that cards and reports repeat."""
+        words = {True: "permitted", False: FORBIDDEN, None: "not settled here: read the licence at its source"}
+        return words[self.commercial]
 
     def unwrap(self, loaded: Mapping[str, Any]) -> Mapping[str, Tensor]:
         """The model's state dict out of what the official file holds. Raises `WeightsError`."""
@@ -104,6 +117,8 @@ MODELS: tuple[PublishedModel, ...] = (
         rate_hz=(200, 200),
         unit="microvolt / 100",
         positions="blocks (12)",
+        channels=("F3", "C3", "O1", "F4", "C4", "O2"),
+        seconds=30,
         unused=("norm.*", "mask_token", "lm_head.*", "projection_head.*"),
         options={
             "electrode_embedding": ("on", "off"),
@@ -125,6 +140,8 @@ MODELS: tuple[PublishedModel, ...] = (
         rate_hz=(100, 100),
         unit="standard deviations (z-scored)",
         positions="encoder.layers (small 8, base 12, large 16)",
+        channels=("ECG",),
+        seconds=30,
         unused=("final_proj.*", "label_embedding.*"),
         options={"leads": ("none", "zero_pad", "repeat"), "heads": ()},
     ),
@@ -142,6 +159,8 @@ MODELS: tuple[PublishedModel, ...] = (
         rate_hz=(125, 125),
         unit="standard deviations (z-scored)",
         positions="basicblock_list (18)",
+        channels=("PPG",),
+        seconds=60,
         # The first block has a norm that its authors never run.
         unused=("basicblock_list.0.bn1.*", "final_bn.*", "dense.*", "expert_layers_*", "gating_network_*"),
     ),
@@ -159,6 +178,8 @@ MODELS: tuple[PublishedModel, ...] = (
         rate_hz=(65, 130),
         unit="standard deviations (z-scored)",
         positions="backbone.encoder_blocks (12)",
+        channels=("EMG1", "EMG2", "EMG3"),
+        seconds=3,
         unused=("norm.*", "decoder*", "mask_token", "temporal_recon*", "spatial_recon*"),
         options={"heads": ()},
     ),
@@ -176,6 +197,8 @@ MODELS: tuple[PublishedModel, ...] = (
         rate_hz=(500, 500),
         unit="standard deviations (z-scored)",
         positions="encoder.layers (12)",
+        channels=("ECG",),
+        seconds=30,
         unused=("mask_emb", "quantizer.*", "project_q.*", "final_proj.*"),
         options={"heads": ()},
     ),
