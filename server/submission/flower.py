@@ -9,7 +9,7 @@ from bridge.errors import ServiceError
 from server.coordinator.folder import CONNECTION
 from server.flower_command import FlowerCommand, words
 
-_NO_DETAILS = "N/A"
+_NO_DETAILS, _UNKNOWN = "N/A", "Run ID not found"
 Ending = Literal["", "completed", "failed", "stopped", "lost"]
 
 
@@ -38,7 +38,7 @@ def flower_status(flower: FlowerCommand, run: str) -> FlowerStatus:
         known = ending if ending in ("completed", "failed", "stopped") else "failed"
         details = str(runs[0].get("status-details") or "")
         return FlowerStatus(cast(Ending, known), "" if details == _NO_DETAILS else details)
-    if answer.get("success") or "not found" in str(answer).lower():
+    if answer.get("success") or _UNKNOWN in words(answer):
         return FlowerStatus("lost", "the SuperLink does not know the run: its database is another one")
     raise ServiceError(
         "the SuperLink does not answer", why=words(answer), fix="see `fedbridge-server status`, then start it"
