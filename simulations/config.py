@@ -30,6 +30,9 @@ from client.policy import Policy, PrivacyPolicy
 from simulations.cohort import CohortConfig
 from simulations.datasets.cinc2015 import Cinc2015Config
 from simulations.datasets.eegmat import EegmatConfig
+from simulations.datasets.fog import FogConfig
+from simulations.datasets.isruc import IsrucConfig
+from simulations.datasets.wesad import WesadConfig
 from simulations.encoders import EncodersConfig
 from simulations.partitions import PartitionConfig
 from simulations.split import SplitConfig
@@ -41,12 +44,15 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 class DataConfig(Settings):
     """Where the recordings come from: `source` names the section whose keys count."""
 
-    source: Literal["builtin", "cinc2015", "eegmat"] = "builtin"
+    source: Literal["builtin", "cinc2015", "eegmat", "isruc", "fog", "wesad"] = "builtin"
     unlabelled: Literal["keep", "reject"] = "keep"
     """What becomes of windows without one label: kept as pairs (a bridge needs none), or rejected and counted."""
     builtin: CohortConfig = CohortConfig()
     cinc2015: Cinc2015Config | None = None
     eegmat: EegmatConfig | None = None
+    isruc: IsrucConfig | None = None
+    fog: FogConfig | None = None
+    wesad: WesadConfig | None = None
 
     @model_validator(mode="after")
     def _section_is_there(self) -> DataConfig:
@@ -56,7 +62,7 @@ class DataConfig(Settings):
 
     def placed(self, base: Path) -> DataConfig:
         """The same with every folder absolute; relative ones are relative to `base`."""
-        sections = {"cinc2015": self.cinc2015, "eegmat": self.eegmat}
+        sections = {name: getattr(self, name) for name in ("cinc2015", "eegmat", "isruc", "fog", "wesad")}
         changed = {
             name: section.model_copy(update={"folder": (base / section.folder.expanduser()).resolve()})
             for name, section in sections.items()

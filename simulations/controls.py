@@ -95,18 +95,17 @@ def join_sites(sites: Sequence[Site], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "recordings").mkdir(parents=True)
     splits: dict[str, list[str]] = {"pair": [], "validation": [], "test": []}
-    with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        for number, site in enumerate(sites):
-            for path in sorted(site.resolve(site.file.folder).iterdir()):
-                (folder / "recordings" / path.name).symlink_to(path.resolve())
-            assert site.file.labels.path is not None
-            with site.resolve(site.file.labels.path).open(encoding="utf-8", newline="") as own:
-                rows = list(csv.reader(own))
-            writer.writerows(rows if number == 0 else rows[1:])
-            for name, patients in splits.items():
-                patients += getattr(site.file.splits, name)
+    for site in sites:
+        own = site.resolve(site.file.folder)
+        for path in sorted(each for each in own.rglob("*") if each.is_file()):
+            place = folder / "recordings" / path.relative_to(own)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(path.resolve())
+        for name, patients in splits.items():
+            patients += getattr(site.file.splits, name)
     first = sites[0]
+    if first.file.labels.source == "csv":
+        _join_labels(sites, folder / "labels.csv")
     models = first.file.models
     assert models is not None
     absolute = {name: first.model_folder(name) for name in ("old_encoder", "new_encoder", "task_head")}
@@ -120,6 +119,16 @@ def join_sites(sites: Sequence[Site], folder: Path) -> None:
         }
     )
     write_site_file(folder / "site.yaml", file_)
+
+
+def _join_labels(sites: Sequence[Site], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        for number, site in enumerate(sites):
+            assert site.file.labels.path is not None
+            with site.resolve(site.file.labels.path).open(encoding="utf-8", newline="") as own:
+                rows = list(csv.reader(own))
+            writer.writerows(rows if number == 0 else rows[1:])
 
 
 def mispairing(patients: NDArray[np.str_], seed: int) -> NDArray[np.int64]:

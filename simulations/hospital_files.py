@@ -56,7 +56,8 @@ def write_sites(
         place = folder / SITES / f"site-{i}"
         members = members_of(source, (*hospital.pair, *hospital.validation, *hospital.test))
         write_recordings(place / "recordings", members, copy=copy or standalone)
-        write_labels(place / "labels.csv", members)
+        if source.labels == "csv":
+            write_labels(place / "labels.csv", members)
         (place / "policy.yaml").write_text(policy_text(config.policy, names[i]), encoding="utf-8")
         file = SiteFile(
             site=names[i],
@@ -137,7 +138,13 @@ def signal_section(source: Source, role: str) -> SignalSection:
 
 def labels_section(source: Source, data: DataConfig) -> LabelsSection:
     """Where the labels of a site folder are."""
-    return LabelsSection(source="csv", path=Path("labels.csv"), classes=source.classes, unlabelled=data.unlabelled)
+    return LabelsSection(
+        source=source.labels,
+        path=Path("labels.csv") if source.labels == "csv" else None,
+        classes=source.classes,
+        coverage=source.coverage,
+        unlabelled=data.unlabelled,
+    )
 
 
 def members_of(source: Source, names: Sequence[str]) -> list[PatientData]:
@@ -151,10 +158,12 @@ def write_recordings(folder: Path, members: Sequence[PatientData], *, copy: bool
     folder.mkdir(parents=True)
     for patient in members:
         for path in patient.files:
+            place = folder / (path.name if patient.root is None else path.relative_to(patient.root))
+            place.parent.mkdir(parents=True, exist_ok=True)
             if copy:
-                shutil.copyfile(path, folder / path.name)
+                shutil.copyfile(path, place)
             else:
-                (folder / path.name).symlink_to(path.resolve())
+                place.symlink_to(path.resolve())
 
 
 def write_labels(path: Path, members: Sequence[PatientData]) -> None:

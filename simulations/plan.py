@@ -32,6 +32,7 @@ from bridge.privacy.forecast import (
 )
 from bridge.shape import BridgeShape
 from bridge.windows import Preprocessing, WindowSpec
+from client.readers.fog import CLASSES as FOG_CLASSES
 from server.statement import sensitivity
 from simulations.config import SimulationConfig
 from simulations.datasets.cinc2015 import ALARM_CLASSES, HEART_RATE_CLASSES
@@ -270,6 +271,10 @@ def _classes(config: SimulationConfig) -> int:
         return data.builtin.classes
     if data.source == "eegmat":
         return len(EEGMAT_CLASSES)
+    if data.source == "fog":
+        return len(FOG_CLASSES)
+    if data.source in ("isruc", "wesad"):
+        return int(getattr(data, data.source).classes)
     alarm = data.cinc2015 is not None and data.cinc2015.task == "alarm"
     return len(ALARM_CLASSES if alarm else HEART_RATE_CLASSES)
 

@@ -107,10 +107,25 @@ def load_source(data: DataConfig, progress: Progress) -> Source:
 
         assert data.cinc2015 is not None
         return cinc2015_source(data.cinc2015, progress)
-    from simulations.datasets.eegmat import eegmat_source
+    if data.source == "eegmat":
+        from simulations.datasets.eegmat import eegmat_source
 
-    assert data.eegmat is not None
-    return eegmat_source(data.eegmat)
+        assert data.eegmat is not None
+        return eegmat_source(data.eegmat)
+    if data.source == "isruc":
+        from simulations.datasets.isruc import isruc_source
+
+        assert data.isruc is not None
+        return isruc_source(data.isruc)
+    if data.source == "fog":
+        from simulations.datasets.fog import fog_source
+
+        assert data.fog is not None
+        return fog_source(data.fog)
+    from simulations.datasets.wesad import wesad_source
+
+    assert data.wesad is not None
+    return wesad_source(data.wesad)
 
 
 def read_config(folder: Path) -> SimulationConfig:
@@ -214,7 +229,8 @@ def _public_site(folder: Path, file: SiteFile, members: Sequence[PatientData]) -
     """A site of some patients for as long as the block lasts."""
     place = folder / ".public"
     write_recordings(place / "recordings", members, copy=False)
-    write_labels(place / "labels.csv", members)
+    if file.labels.source == "csv":
+        write_labels(place / "labels.csv", members)
     try:
         yield Site(place / "site.yaml", file)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import platformdirs
 
@@ -36,6 +36,8 @@ class PatientData:
     """Fixed role where the source knows it: `public_old`, `public_new`, `hospital`; empty: the split decides."""
     device: str = ""
     """The kind of monitor, where the source knows it: partition kind `device` makes a hospital of each."""
+    root: Path | None = None
+    """Where a set's folders tell something: below it, files keep their places in a site's folder."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class Source:
     step_seconds: float
     description: str
     license: str = ""
+    labels: Literal["csv", "recording"] = "csv"
+    """Where a site finds its labels: the patients' rows, or the recordings themselves."""
+    coverage: float = 1.0
+    """Share of a window that one label must cover."""
     quality: dict[str, Any] = field(default_factory=dict)
     """Overrides of the site file's `quality` thresholds."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bridge.files import write_whole
+from client.readers.base import Reader
 from simulations.errors import CohortError
 from simulations.source import cache_root
 
@@ -38,6 +40,27 @@ def recordings(folder: Path, arrays: tuple[str, ...]) -> list[Path]:
                 why=f"it has no array {', '.join(missing)}",
                 fix="set source.folder to the folder of this set",
             )
+    return files
+
+
+def found_files(folder: Path, reader: Reader, expected: str) -> list[Path]:
+    """What a set's own reader finds in its folder, sorted; raises `CohortError` where that is nothing, or twice the
+    same."""
+    files = reader.files(folder)
+    if not files:
+        raise CohortError(
+            f"{folder}: no recordings",
+            why=f"the folder is missing or holds no {expected}",
+            fix="set source.folder to where the set was unpacked (docs/datasets.md)",
+        )
+    names = Counter(reader.name(path) for path in files)
+    name, count = names.most_common(1)[0]
+    if count > 1:
+        raise CohortError(
+            f"{folder}: {count} recordings are called '{name}'",
+            why="the set seems to lie there twice",
+            fix="set source.folder to one copy of it",
+        )
     return files
 
 
