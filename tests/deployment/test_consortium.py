@@ -30,7 +30,14 @@ from tests.end_to_end.commands import call
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]
 
 DEMO = ROOT / "configs" / "demo.yaml"
-SETTINGS = ("partition.hospitals=3", "train.rounds=3", "sites.minimum=3", "sites.timeout_seconds=120", "controls=[]")
+SETTINGS = (
+    "partition.kind=equal",
+    "partition.hospitals=3",
+    "train.rounds=3",
+    "sites.minimum=3",
+    "sites.timeout_seconds=120",
+    "controls=[]",
+)
 RECORDED = "hospital-1"
 EPSILON = 8.0
 
