@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,11 @@ def read_table(path: Path, columns: tuple[int, ...]) -> NDArray[np.float64]:
 
 def _loaded(path: Path, columns: tuple[int, ...], **more: Any) -> NDArray[np.float64]:
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        table = np.loadtxt(_lines(path, file), delimiter=",", usecols=columns, ndmin=2, comments=None, **more)
-    if not table.size:
-        raise ValueError("it holds no sample")
+        lines = _lines(path, file)
+        first = next(lines, None)
+        if first is None:
+            raise ValueError("it holds no sample")
+        table = np.loadtxt(chain([first], lines), delimiter=",", usecols=columns, ndmin=2, comments=None, **more)
     table[~np.isfinite(table)] = np.nan
     return np.ascontiguousarray(table.T)
 

@@ -9,6 +9,7 @@ Line k is the stage of epoch k. The recording went on after the last epoch: line
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -142,10 +143,26 @@ def _names(path: Path) -> list[str]:
     from scipy.io import whosmat
 
     try:
+        _check_whole(path)
         return [str(name) for name, _, _ in whosmat(path, appendmat=False)]
     # scipy raises whatever its parsing runs into: ValueError, TypeError, MatReadError, zlib.error, NotImplementedError
     except Exception as error:
         raise _damaged(path, error) from error
+
+
+def _check_whole(path: Path) -> None:
+    """Raise `ValueError` where a variable goes on beyond the file's end: scipy passes over it without a word."""
+    size, place = path.stat().st_size, 128
+    with path.open("rb") as file:
+        mark = file.read(128)[126:]
+        if mark not in (b"IM", b"MI"):
+            return  # an older format, of which scipy notices it
+        while place < size:
+            file.seek(place)
+            _, length = struct.unpack("<II" if mark == b"IM" else ">II", file.read(8).ljust(8, b"\xff"))
+            place += 8 + length
+    if place > size:
+        raise ValueError(f"it is truncated: {size} bytes, its last variable ends at {place}")
 
 
 def _epochs(path: Path, wanted: NamedSignal) -> list[NDArray[np.float32]]:
