@@ -30,6 +30,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command("stop")(stop_command)
     app.command("status")(status_command)
     app.command("superlink")(superlink_command)
+    app.command("executor")(executor_command)
     app.command("proxy")(proxy_command)
     app.command("serve", hidden=True)(serve_command)
 
@@ -137,7 +138,7 @@ def sites_command(folder: FolderArgument = Path()) -> None:
 
 
 def start_command(folder: FolderArgument = Path()) -> None:
-    """Start SuperLink and nginx, and return when sites can connect. Where systemd runs, use the units instead."""
+    """Start SuperLink, executor and nginx; return when sites can connect. Where systemd runs, use the units instead."""
     from server.coordinator import services
 
     opened = _open(folder)
@@ -176,6 +177,13 @@ def superlink_command(folder: FolderArgument = Path()) -> None:
     run_superlink(_open(folder))
 
 
+def executor_command(folder: FolderArgument = Path()) -> None:
+    """Start the runs that the SuperLink has, in the foreground (for systemd)."""
+    from server.coordinator.services import run_executor
+
+    run_executor(_open(folder))
+
+
 def proxy_command(folder: FolderArgument = Path()) -> None:
     """Be nginx, in the foreground (for systemd), once the SuperLink lets in whom the registry names."""
     from server.coordinator.services import run_proxy
@@ -184,7 +192,7 @@ def proxy_command(folder: FolderArgument = Path()) -> None:
 
 
 def serve_command(folder: FolderArgument = Path()) -> None:
-    """Keep both services running, in the foreground."""
+    """Keep the services running, in the foreground."""
     from server.coordinator.services import serve
 
     serve(_open(folder))

@@ -89,8 +89,8 @@ class StudyConfig(Settings):
             raise ValueError("privacy.simulation_seed is for simulations alone: every site refuses it")
         if self.attempts <= self.sites.retries:
             raise ValueError(
-                f"attempts {self.attempts} must be more than sites.retries {self.sites.retries}: a run may ask the same "
-                "question once and so often again"
+                f"attempts {self.attempts} must be more than sites.retries {self.sites.retries}: "
+                "a run may ask a question once and so often again"
             )
         return self
 

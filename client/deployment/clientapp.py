@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridge.errors import CodeError, FedbridgeError
+from bridge.flower_names import flower_module, replace_names
 from bridge.installation import check_installation
 from bridge.messages import CONFIG, METRICS, ReasonCode
-from client.deployment.installation import flower_module, replace_names
 from client.errors import NotAcceptedError, SiteFileError
 from client.site import Site, open_site
 

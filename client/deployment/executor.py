@@ -11,9 +11,9 @@ import subprocess
 import sys
 from typing import Any
 
+from bridge.flower_names import flower_module, replace_names
 from bridge.installation import check_installation
 from client.deployment.clientapp import SITE_VARIABLE, TOKEN_VARIABLE
-from client.deployment.installation import flower_module, replace_names
 from client.deployment.keys import executor_secret
 from client.deployment.places import enter
 from client.site import Site

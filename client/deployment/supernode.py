@@ -11,8 +11,8 @@ import sys
 from logging.handlers import RotatingFileHandler
 
 from bridge.errors import ServiceError
+from bridge.flower_names import flower_module
 from bridge.installation import check_installation
-from client.deployment.installation import flower_module
 from client.deployment.keys import NODE_KEY, executor_secret, node_key
 from client.deployment.places import enter, read_coordinator, write_ca
 from client.site import Site

@@ -36,7 +36,7 @@ def run_accept(path: Path, place: Path, who: str, consent: Consent | None, conso
     """Accept a study file for the site at `place`; `consent` asks a person, None: nobody can be asked.
 
     Raises `StudyError` where the file is damaged, not signed by the site's coordinator or its page says other than its
-    job, and `NotAcceptedError` where something stands in the way or the answer is no. Then nothing was changed at the site.
+    job, and `NotAcceptedError` where something stands in the way or the answer is no. Then nothing was changed.
     """
     check_installation()
     site, policy = house(place)

@@ -139,6 +139,11 @@ class CoordinatorFolder:
         return self.keys / "server.pem"
 
     @property
+    def executor_secret(self) -> Path:
+        """What the coordinator's executor proves to the SuperLink that it holds."""
+        return self.keys / "executor.secret"
+
+    @property
     def inner_key(self) -> Path:
         """The SuperLink's secret key."""
         return self.keys / "superlink.key"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -156,6 +157,7 @@ def _make_folders(folder: CoordinatorFolder) -> None:
 def _write_keys(done: Initialised, anew: bool) -> None:
     folder = done.folder
     done.put(folder.signing_key, lambda: base64.b64encode(new_signing_key()) + b"\n", anew=anew, secret=True)
+    done.put(folder.executor_secret, lambda: secrets.token_hex(32).encode(), anew=anew, secret=True)
     authority = folder.ca_certificate
     if anew or not authority.exists():
         # Otherwise the authority's key may well be kept elsewhere.
@@ -240,5 +242,5 @@ def _page(folder: CoordinatorFolder) -> str:
         calls=nginx.FLEET_CALLS,
         folder=folder.path,
         user=units.USER,
-        units=(units.SUPERLINK_UNIT, units.NGINX_UNIT),
+        units=(units.SUPERLINK_UNIT, units.EXECUTOR_UNIT, units.NGINX_UNIT),
     )

@@ -1,4 +1,4 @@
-"""The coordinator's two services, SuperLink and nginx: in the foreground for systemd, or supervised here."""
+"""The coordinator's services, SuperLink, executor and nginx: in the foreground for systemd, or supervised here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bridge.services import Service
 from server.coordinator import nginx, registry, superlink, units
 from server.coordinator.folder import CoordinatorFolder
 
-SUPERLINK, PROXY = "superlink", "nginx"
+SUPERLINK, EXECUTOR, PROXY = "superlink", "executor", "nginx"
 _READY_SECONDS = 60.0
 _ANSWER_SECONDS = 3.0
 _POLL_SECONDS = 0.5
@@ -35,6 +35,14 @@ def run_superlink(folder: CoordinatorFolder) -> None:
     check_installation()
     os.umask(_PRIVATE)
     superlink.become(folder)
+
+
+def run_executor(folder: CoordinatorFolder) -> None:
+    """Be the coordinator's executor until ended."""
+    from server.coordinator import executor
+
+    os.umask(_PRIVATE)
+    executor.run_executor(folder)
 
 
 def run_proxy(folder: CoordinatorFolder) -> None:
@@ -57,7 +65,7 @@ def run_proxy(folder: CoordinatorFolder) -> None:
 
 
 def serve(folder: CoordinatorFolder) -> None:
-    """Keep both services running until SIGTERM or SIGINT, in the foreground."""
+    """Keep the services running until SIGTERM or SIGINT, in the foreground."""
     os.umask(_PRIVATE)
     program = str(units.own_command())
     environment = superlink.environment(folder)
@@ -71,13 +79,13 @@ def serve(folder: CoordinatorFolder) -> None:
                 folder.state / f"{name}.log",
                 restart_seconds=_RESTART_SECONDS,
             )
-            for name, verb in ((SUPERLINK, "superlink"), (PROXY, "proxy"))
+            for name, verb in ((SUPERLINK, "superlink"), (EXECUTOR, "executor"), (PROXY, "proxy"))
         ],
     )
 
 
 def start(folder: CoordinatorFolder) -> None:
-    """Start both services, detached; returns when sites can connect.
+    """Start the services, detached; returns when sites can connect.
 
     Raises `ServiceError` where they run already, a port is taken, nginx refuses its configuration, or one of them does
     not come up: then none is left running. `CodeError` where the installed code is not what it must be.

@@ -66,6 +66,11 @@ def command(folder: CoordinatorFolder) -> tuple[str, ...]:
         "--ssl-keyfile",
         str(folder.inner_key),
         "--enable-supernode-auth",
+        # Otherwise it starts an executor by itself, not again when that dies, and hands a run's token to whoever asks.
+        "--isolation",
+        "process",
+        "--superexec-auth-secret-file",
+        str(folder.executor_secret),
         "--disable-runtime-dependency-installation",
         "--database",
         str(folder.database),
@@ -79,12 +84,17 @@ def environment(folder: CoordinatorFolder) -> dict[str, str]:
 
 
 def become(folder: CoordinatorFolder) -> None:
-    """Replace this process by the SuperLink, in an empty folder: what it starts imports from there."""
+    """Replace this process by the SuperLink, in an empty folder."""
+    enter_empty(folder)
+    found = command(folder)
+    os.execve(found[0], found, environment(folder))
+
+
+def enter_empty(folder: CoordinatorFolder) -> None:
+    """Go to an empty folder: Flower's processes import from where they were started."""
     empty = folder.flower_home / "empty"
     empty.mkdir(parents=True, exist_ok=True)
     os.chdir(empty)
-    found = command(folder)
-    os.execve(found[0], found, environment(folder))
 
 
 def answers(folder: CoordinatorFolder) -> bool:

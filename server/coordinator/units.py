@@ -1,4 +1,4 @@
-"""systemd units of the coordinator: the SuperLink and the door, as an own user that may write its folder alone."""
+"""systemd units of the coordinator: SuperLink, executor and door, as an own user that may write its folder alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from server.coordinator.templates import fill
 
 USER = "fedbridge"
 SUPERLINK_UNIT, NGINX_UNIT = "fedbridge-superlink.service", "fedbridge-nginx.service"
+EXECUTOR_UNIT = "fedbridge-executor.service"
 _HOMES = ("/home/", "/root/", "/run/user/")
 
 
@@ -30,6 +31,7 @@ def unit_texts(folder: CoordinatorFolder) -> dict[str, str]:
     }
     return {
         SUPERLINK_UNIT: fill("superlink.service.j2", **content),
+        EXECUTOR_UNIT: fill("executor.service.j2", **content),
         NGINX_UNIT: fill("nginx.service.j2", **content),
     }
 

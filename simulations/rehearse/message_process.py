@@ -25,8 +25,8 @@ def main() -> None:
         import_module(each)
     from flwr.supercore.task_identity import TaskIdentity
 
+    from bridge.installation import check_installation
     from client.app import app
-    from client.deployment.installation import check_installation
     from client.effort import peak_bytes, seconds_since_start
     from simulations.rehearse.envelope import read_question, write_reply
 

@@ -35,7 +35,7 @@ SETTINGS = (
 )
 PHASES = ("describe", "probe", "similarity", "round 1", "round 2", "evaluate")
 AT_SITES = {"supernode": "hospital-1", "executor": "hospital-2", "clientapp": "hospital-3", "nginx": ""}
-AT_THE_SERVER = ("serverapp", "superlink", "superexec")
+AT_THE_SERVER = {"serverapp": "", "superlink": "", "server executor": ""}
 PARTS = {"clientapp": "client.deployment.clientapp", "serverapp": "flwr-serverapp", "nginx": "nginx: master"}
 
 

@@ -26,7 +26,7 @@ from tests.server.coordinator.places import made
 
 Ended = tuple[int, str, str]
 
-SECRETS = {"keys/signing.key", "keys/ca.key", "keys/server.key", "keys/superlink.key"}
+SECRETS = {"keys/signing.key", "keys/ca.key", "keys/server.key", "keys/superlink.key", "keys/executor.secret"}
 PUBLIC = {
     "server.yaml",
     "coordinator.yaml",
@@ -36,6 +36,7 @@ PUBLIC = {
     "keys/superlink.pem",
     "nginx/nginx.conf",
     "systemd/fedbridge-superlink.service",
+    "systemd/fedbridge-executor.service",
     "systemd/fedbridge-nginx.service",
     "flower/config.toml",
 }
@@ -84,7 +85,7 @@ def test_init_writes_these_files_and_its_owner_alone_reads_the_secret_ones(
     folder = CoordinatorFolder.open(tmp_path / "c")
     assert folder.settings == ServerFile(name="heart", host="fl.example.org", port=8443, superlink_port=8000)
     # What is handed out and what stays: no secret's text is in a file that others may read.
-    secret = [(tmp_path / "c" / name).read_bytes().split(b"\n")[-2] for name in SECRETS]
+    secret = [(tmp_path / "c" / name).read_bytes().splitlines()[-1] for name in SECRETS]
     assert not any(
         each in content for name, content in contents(tmp_path / "c").items() for each in secret if name in PUBLIC
     )

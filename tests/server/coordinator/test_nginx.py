@@ -110,7 +110,7 @@ def directives(text: str) -> dict[str, list[str]]:
 
 def test_the_units_run_as_an_own_user_that_writes_its_folder_alone(tmp_path: Path) -> None:
     folder = made(tmp_path / "c")
-    for name in (units.SUPERLINK_UNIT, units.NGINX_UNIT):
+    for name in (units.SUPERLINK_UNIT, units.EXECUTOR_UNIT, units.NGINX_UNIT):
         unit = directives((folder.systemd / name).read_text())
         assert unit["User"] == unit["Group"] == ["fedbridge"]
         assert unit["ProtectSystem"] == ["strict"]

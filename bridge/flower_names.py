@@ -1,5 +1,4 @@
-"""What must hold of the installed code before a site runs anything of Flower's, and the private names of Flower's that
-the pinning is built on: replaced where they are what they were, refused otherwise."""
+"""Private names of Flower's that the pinning of code is built on: used while they are what they were."""
 
 from __future__ import annotations
 
@@ -10,7 +9,6 @@ from typing import Any
 
 from bridge.errors import CodeError
 from bridge.installation import TESTED_FLOWER
-from bridge.installation import check_installation as check_installation
 
 
 def flower_module(name: str, attributes: tuple[str, ...]) -> ModuleType:
