@@ -119,7 +119,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     place = tmp_path_factory.mktemp("consortium")
     reference = place / "reference"
     options = [part for each in SETTINGS for part in ("--set", each)]
-    call("fedbridge-sim", "run", DEMO, "--out", reference, "--quiet", *options)
+    call("fedbridge-sim", "run", DEMO, "--out", reference, "--quiet", *options, timeout=900)
     consortium = whole(place / "real", DEMO, *SETTINGS)
     try:
         study, private = consortium.build(), consortium.build("private.zip", private_study(consortium))
