@@ -1,15 +1,17 @@
 """Flower's grid in a deployment, made careful: one unreadable reply costs one site its turn, never the run.
 
 Flower pulls all replies in one call, so one that can't be pulled or inflated would raise for all of them, and it asks
-a SuperLink that is gone for ever. Here each reply is pulled by itself, and what goes on too long is an error.
+a SuperLink that is gone for ever. Here each reply is pulled by itself and no further than `LARGEST_REPLY`, and what
+goes on too long is an error.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 from flwr.app import Error, Message, RecordDict
@@ -17,7 +19,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run, RunNotRunningException
 
-from server.errors import RunError
+from server.errors import ReplyError, RunError
 from server.replies import UNREADABLE
 
 Result = TypeVar("Result")
@@ -25,6 +27,8 @@ Result = TypeVar("Result")
 POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 120.0
 """How long a SuperLink that does not answer is asked again."""
+LARGEST_REPLY = 1 << 30
+"""Bytes of one reply, at most; the largest that a job can ask for, the moments of a wide encoder, has half of it."""
 
 
 class CarefulGrid(Grid):
@@ -35,9 +39,12 @@ class CarefulGrid(Grid):
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
+        self._meter = _Meter()
         # Flower's own default is to ask for ever; its heartbeats share this and take a failure as it is.
         if (retries := getattr(grid, "_retry_invoker", None)) is not None:
             retries.max_time = PATIENCE_SECONDS
+        if (client := getattr(grid, "_runtime_client", None)) is not None:
+            client.PullObject = self._meter.around(client.PullObject)
 
     def set_run(self, run: Run) -> None:
         """Take another run's identity."""
@@ -93,12 +100,39 @@ class CarefulGrid(Grid):
 
     def _replies(self, message_id: str, request: Message) -> list[Message]:
         """The replies to one message; whatever else goes wrong with them is that site's."""
+        self._meter.reset()
         try:
             return list(self.pull_messages([message_id]))
         except RunError:
             raise
         except Exception:
             return [Message(Error(code=UNREADABLE, reason=""), reply_to=request)]
+
+
+class _Meter:
+    """Counts what is pulled of one reply, in several threads, and breaks off where it is too much."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes = 0
+
+    def reset(self) -> None:
+        """Another reply begins."""
+        self._bytes = 0
+
+    def around(self, pull: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """The call that pulls a piece, which raises `ReplyError` once the pieces are too many."""
+
+        def metered(request: Any) -> Any:
+            answer = pull(request)
+            with self._lock:
+                self._bytes += len(answer.object_content)
+                too_much = self._bytes > LARGEST_REPLY
+            if too_much:
+                raise ReplyError("the reply is too large", why=f"more than {LARGEST_REPLY} bytes")
+            return answer
+
+        return metered
 
 
 def _answered(call: Callable[[], Iterable[Result]]) -> list[Result]:

@@ -41,13 +41,12 @@ def run_command(
     """
     from bridge.study.archive import open_study
     from server.submission.study import check_study, placed_models
-    from server.submission.submit import alone, choose_folder, submit, wait_until_over
+    from server.submission.submit import reserved, submit, wait_until_over
 
     coordinator, flower = _open(dir)
     with open_study(study) as opened:
         check_study(opened, coordinator)
-        folder = choose_folder(coordinator.runs, opened, name, resume)
-        with alone(folder):
+        with reserved(coordinator.runs, opened, name, resume) as folder:
             if resume:
                 wait_until_over(folder, flower)
             placed = placed_models(opened, coordinator, models)

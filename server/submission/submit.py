@@ -98,6 +98,16 @@ def _check_resumable(folder: Path, study: Study) -> None:
 
 
 @contextmanager
+def reserved(runs: Path, study: Study, name: str | None, resume: bool) -> Iterator[Path]:
+    """The folder of `choose_folder`, held against other submissions; raises as it does."""
+    folder = choose_folder(runs, study, name, resume)
+    with alone(folder):
+        if choose_folder(runs, study, name, resume) != folder:
+            raise RunFolderError(f"{folder}: was taken by another command meanwhile", fix="try again")
+        yield folder
+
+
+@contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold a run folder, made where it is missing, against a second submission. Raises `RunFolderError`."""
     try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import httpx
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.proto.message_pb2 import PullObjectResponse
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run, RunNotRunningException
@@ -162,3 +163,21 @@ def test_flowers_own_grid_no_longer_asks_for_ever() -> None:
     inner._retry_invoker.max_time = 0.1
     with pytest.raises(RunError, match="SuperLink does not answer"):
         grid.get_nodes()
+
+
+def test_a_reply_without_end_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(careful_grid, "LARGEST_REPLY", 250)
+    pulled = []
+
+    class Client:
+        def PullObject(self, request: int) -> PullObjectResponse:  # noqa: N802 - Flower's name
+            pulled.append(request)
+            return PullObjectResponse(object_content=b"x" * 100)
+
+    grid = Faulty({2: lambda: [grid._runtime_client.PullObject(i) for i in range(1000)]})  # type: ignore[attr-defined]
+    grid.faults[1] = lambda: [grid._runtime_client.PullObject(-i) for i in range(2)]  # type: ignore[attr-defined]
+    grid._runtime_client = Client()  # type: ignore[attr-defined]
+    replies = list(CarefulGrid(grid).send_and_receive(requests(1, 2, 3), timeout=0.1))
+    assert [reply.metadata.reply_to_message_id for reply in replies] == ["m2", "m3"]
+    assert error_code(replies[0]) == "BAD_REPLY"
+    assert max(pulled) == 2  # the third piece was one too many, though two of another reply came before
