@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bridge.config import Settings
 from bridge.encoders.cards import WEIGHTS, EncoderCard, Layout
@@ -118,6 +119,16 @@ class SplitEncoder(nn.Module, ABC):
             training=dict(training),
             weights_sha256="",
         )
+
+    @final
+    def suffix_by_block(self, h: Tensor, l: int) -> Tensor:  # noqa: E741
+        """As `suffix`, for training in little memory: of each block only the input is kept, and the rest is computed
+        again in the backward pass. Raises `PositionError`."""
+        check_position(self, l)
+        native = self.from_tokens(h, l)
+        for i in range(l, self.positions):
+            native = checkpoint(self.run_block, i, native, use_reentrant=False, preserve_rng_state=False)
+        return self.to_tokens(native)
 
     @final
     @property

@@ -131,16 +131,23 @@ def find_cases(folder: Path) -> list[FoundCase]:
 
 
 def choose(cases: Sequence[FoundCase], names: Sequence[str]) -> list[FoundCase]:
-    """Those of the names, or all where none is named; of preprocessing, the entry's name will do.
+    """Those of the names, or all where none is named; where no case has the name, a file's or an entry's will do.
 
-    Raises `FixtureError` for a name that no case has.
+    Raises `FixtureError` for a name that nothing has.
     """
-    unknown = [name for name in names if not any(name in (case.name, case.file, case.entry) for case in cases)]
+    if not names:
+        return list(cases)
+    known = {case.name for case in cases}
+    meant = {name: {name} if name in known else _called(cases, name) for name in names}
+    unknown = [name for name, found in meant.items() if not found]
     if unknown:
-        raise FixtureError(
-            f"no case is called {', '.join(unknown)}", fix=f"name one of {', '.join(case.name for case in cases)}"
-        )
-    return [case for case in cases if not names or {case.name, case.file, case.entry} & set(names)]
+        raise FixtureError(f"no case is called {', '.join(unknown)}", fix=f"name one of {', '.join(sorted(known))}")
+    wanted = set().union(*meant.values())
+    return [case for case in cases if case.name in wanted]
+
+
+def _called(cases: Sequence[FoundCase], name: str) -> set[str]:
+    return {case.name for case in cases if name in (case.file, case.entry)}
 
 
 def _cases_of(folder: Path, name: str, has_arrays: bool) -> list[FoundCase]:
