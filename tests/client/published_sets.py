@@ -70,11 +70,13 @@ def write_wesad(folder: Path, content: Mapping[str, Any], subject: str = "") -> 
 
 
 def fog_rows(labels: Sequence[float], seed: int = 0) -> list[list[str]]:
-    """Cells of a task: column c of sample i holds noise, 0 the number, 1 the time, 60 the label."""
-    values = 30 * np.random.default_rng(seed).standard_normal((len(labels), 61))
-    rows = [[f"{value:.4f}" for value in row] for row in values]
+    """Cells of a task: 0 the number, 1 the time, noise in some EEG columns and in 27 to 31, 60 the label."""
+    noise = 30 * np.random.default_rng(seed).standard_normal((len(labels), 61))
+    rows = [["0.0"] * 61 for _ in labels]
     for i, row in enumerate(rows):
         row[0], row[1], row[60] = str(i), f"2019-05-10 11:04:{i / 500:06.3f}", f"{labels[i]:g}"
+        for place in (*range(4, 8), 10, 11, 17, *range(27, 32)):
+            row[place] = f"{noise[i, place]:.4f}"
     return rows
 
 
