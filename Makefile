@@ -7,7 +7,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
-.PHONY: help install demo test test-slow lint types format benchmarks clean
+.PHONY: help install demo test test-slow consortium lint types format benchmarks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,8 +28,11 @@ demo: install  ## the main job on the built-in cohort; ends by naming its report
 test: install  ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
-test-slow: install  ## real processes, kills, Flower's own engine
-	$(BIN)/python -m pytest -m slow
+test-slow: install  ## real processes, kills, Flower's own engine, full-size networks
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
+
+consortium: install  ## nginx, SuperLink and three hospitals on this machine run two studies (needs nginx)
+	$(BIN)/python -m pytest -m slow -s -v tests/deployment/test_consortium.py
 
 lint: install  ## ruff, as pre-commit runs it
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ from tests.deployment.consortium import Consortium, free_port, lines, whole
 from tests.deployment.recorder import Recording, recording
 from tests.end_to_end.commands import call
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment"), pytest.mark.timeout(1500)]
 
 DEMO = ROOT / "configs" / "demo.yaml"
 SETTINGS = (

@@ -31,6 +31,7 @@ pytestmark = [
 
 SITE = "hospital-1"
 SITES = {"minimum": 1, "expected": [SITE], "retries": 0, "timeout_seconds": 60, "wait_seconds": 90}
+STRACE = ("strace", "-f", "-q", "-s", "4096", "-e", "trace=open,openat,openat2", "-o")
 OPENED = re.compile(r'\bopen(?:at2?)?\((?:AT_FDCWD|\d+)?,? ?"([^"]+)"')
 
 
@@ -51,8 +52,7 @@ class Watched:
         self.trace = place / "trace"
         self.supernode = self.consortium.start("fedbridge-site", "supernode", self.site)
         self.executor = subprocess.Popen(
-            ["strace", "-f", "-q", "-s", "4096", "-e", "trace=open,openat,openat2", "-o", str(self.trace)]
-            + [command("fedbridge-site"), "executor", str(self.site)],
+            [*STRACE, str(self.trace), command("fedbridge-site"), "executor", str(self.site)],
             cwd=place,
             env=self.consortium.environment(),
             stdin=subprocess.DEVNULL,
@@ -208,8 +208,7 @@ def test_a_study_signed_by_another_key(watched: Watched, tmp_path: Path) -> None
     before = {path: path.stat().st_mtime_ns for path in (watched.site / "studies").rglob("*")}
     trace = tmp_path / "trace"
     done = subprocess.run(
-        ["strace", "-f", "-q", "-s", "4096", "-e", "trace=open,openat,openat2", "-o", str(trace)]
-        + [command("fedbridge-site"), "accept", str(study), "--site", str(watched.site), "--yes"],
+        [*STRACE, str(trace), command("fedbridge-site"), "accept", str(study), "--site", str(watched.site), "--yes"],
         env=watched.consortium.environment(),
         capture_output=True,
         text=True,
