@@ -25,12 +25,13 @@ from tests.end_to_end.commands import SMOKE, command
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1200),
     pytest.mark.xdist_group("deployment"),
     pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed (apt install strace)"),
 ]
 
 SITE = "hospital-1"
-SITES = {"minimum": 1, "expected": [SITE], "retries": 0, "timeout_seconds": 60, "wait_seconds": 90}
+SITES = {"minimum": 1, "expected": [SITE], "retries": 0, "timeout_seconds": 200, "wait_seconds": 150}
 STRACE = ("strace", "-f", "-q", "-s", "4096", "-e", "trace=open,openat,openat2", "-o")
 OPENED = re.compile(r'\bopen(?:at2?)?\((?:AT_FDCWD|\d+)?,? ?"([^"]+)"')
 
@@ -40,7 +41,7 @@ class Watched:
 
     def __init__(self, place: Path) -> None:
         self.consortium = Consortium(place)
-        self.consortium.prepare(SMOKE)
+        self.consortium.prepare(SMOKE, "train.rounds=1")
         self.consortium.sites = {SITE: self.consortium.sites[SITE]}
         self.consortium.init_coordinator()
         self.consortium.enrol(SITE)
@@ -88,7 +89,7 @@ class Watched:
         before = self.opened()
         self.flwr("run", str(app), "fedbridge", "--run-config", str(place / "run-config.toml"), "--format", "json")
         log = place / "run" / "log.jsonl"
-        until(lambda: any(line["event"] in ("failed", "finished") for line in lines(log)), 200, "the end of the run")
+        until(lambda: any(line["event"] in ("failed", "finished") for line in lines(log)), 500, "the end of the run")
         return self.code(place / "run"), self.opened() - before
 
     def code(self, run: Path) -> str:
@@ -157,7 +158,7 @@ def test_one_changed_line_of_code(watched: Watched) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [(("train", "rounds"), 60), (("seed",), 1), (("coordinator",), "another"), (("name",), "another")],
+    [(("train", "rounds"), 2), (("seed",), 1), (("coordinator",), "another"), (("name",), "another")],
 )
 def test_another_job(watched: Watched, key: tuple[str, ...], value: object) -> None:
     job = yaml.safe_load(watched.job)
