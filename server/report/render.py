@@ -64,6 +64,7 @@ def report_page(run: RunFolder, target: Path) -> dict[str, Any]:
         "bytes_chart": charts.bytes_chart(record),
         "outbox": tables.outbox_table(record),
         "models": tables.models_table(record),
+        "licence_limits": tables.licence_limits(record),
         "rotations": tables.rotations_table(run.rotations),
         "links": _rotation_links(run, target),
         "windows": windows,

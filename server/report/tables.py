@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bridge.encoders.published import FORBIDDEN
 from bridge.messages import ITEMS
 from server.record import Metrics, RunRecord
 from server.report.headline import modality
@@ -125,6 +126,20 @@ def models_table(record: RunRecord) -> Table:
         for name, card in record.models.items()
     ]
     return Table(("Model", "Reads", "Size", "Where it comes from", "Digest"), rows, fine=frozenset({3}))
+
+
+def licence_limits(record: RunRecord) -> list[str]:
+    """A sentence for each model whose card says that its licence forbids commercial use."""
+    found = []
+    for name, card in record.models.items():
+        training = card.get("training") or {}
+        if training.get("commercial_use") == FORBIDDEN:
+            title, licence = training.get("model", "a published model"), training.get("licence_weights", "see its card")
+            found.append(
+                f"The licence of the {name.replace('_', ' ')}, {title}, forbids commercial use ({licence}). "
+                "The bridge works with this model only, so the limit holds for its use, too."
+            )
+    return found
 
 
 def _reads(card: Mapping[str, Any]) -> str:

@@ -178,6 +178,18 @@ def test_a_rotated_run_lists_its_rotations(tmp_path: Path) -> None:
     assert all(link.startswith("#") for link in elsewhere.links)
 
 
+def test_a_licence_that_forbids_commercial_use_is_repeated(tmp_path: Path) -> None:
+    record = runs.completed()
+    assert "commercial" not in render(tmp_path, record).text
+    licence = {"model": "HuBERT-ECG", "licence_weights": "CC BY-NC 4.0"}
+    record["models"]["old_encoder"]["training"] = {**licence, "commercial_use": "forbidden"}
+    record["models"]["new_encoder"]["training"] = {"model": "LaBraM-base", "commercial_use": "permitted"}
+    text = render(tmp_path, record).text
+    assert text.count("No commercial use.") == 1
+    assert "The licence of the old encoder, HuBERT-ECG, forbids commercial use (CC BY-NC 4.0)." in text
+    assert "commercial use: permitted" in text
+
+
 def test_texts_of_a_run_can_not_become_markup(tmp_path: Path) -> None:
     evil = '<script>alert("1")</script>$x_1$'
     record = runs.completed() | {"name": evil, "status": "failed", "error": evil, "config": {evil: evil}}
