@@ -45,6 +45,7 @@ class FogConfig(Settings):
     """`by_patient`: all patients, each in one split. `shuffled_008`: as published, overlapping windows of patient 008
     shuffled over 99 made-up patients; what it gives is no estimate for a new patient."""
     shuffle_seed: int = Field(default=6, ge=0)
+    """Of `shuffled_008`."""
     labels: Literal["nearest", "fourier"] = "nearest"
     """`fourier`: labels are resampled by their spectrum and rounded, as published; that makes false ones at changes."""
     labels_hz: float = Field(default=200.0, gt=0)
