@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from flwr.cli.build import build_fab_from_disk
 
 from bridge.errors import CodeError, StudyError, WeightsError
@@ -34,8 +35,8 @@ def test_a_study_signed_by_another_key_is_refused(study: Study, tmp_path: Path) 
 
 
 def test_a_study_of_another_name_is_refused(study: Study, folder: CoordinatorFolder) -> None:
-    text = (folder.path / "server.yaml").read_text()
-    (folder.path / "server.yaml").write_text(text.replace("name: consortium", "name: renamed"))
+    content = yaml.safe_load((folder.path / "server.yaml").read_text())
+    (folder.path / "server.yaml").write_text(yaml.safe_dump({**content, "name": "renamed"}))
     with pytest.raises(StudyError, match="of another coordinator") as caught:
         check_study(study, CoordinatorFolder.open(folder.path))
     assert caught.value.why == "it names 'consortium', this folder is 'renamed'"
