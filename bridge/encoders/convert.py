@@ -20,7 +20,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from bridge.encoders.cards import EncoderCard
+from bridge.encoders.cards import WEIGHTS, EncoderCard
 from bridge.encoders.checkpoint_file import CheckpointFile, read_checkpoint
 from bridge.encoders.loading import save_encoder
 from bridge.encoders.published import PublishedModel
@@ -98,8 +98,10 @@ def convert(asked: Conversion, file: Path, out: Path) -> EncoderCard:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        partial.chmod(0o755)
         sealed = save_encoder(partial, tensors, card)
+        # Temporary folders, and what safetensors writes, are their maker's alone; services read models as other users.
+        partial.chmod(0o755)
+        (partial / WEIGHTS).chmod(0o644)
         write_whole(partial / CONVERSION, _protocol(asked, file, read, sealed))
         partial.rename(out)
     except (OSError, SafetensorError) as error:

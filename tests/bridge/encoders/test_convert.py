@@ -78,6 +78,7 @@ def test_every_published_format_round_trips(oracle: Path, tmp_path: Path, config
 
     assert card == read_encoder_card(tmp_path / "models" / "out")
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["out"]
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in (tmp_path / "models" / "out").iterdir())
     encoder = load_encoder(tmp_path / "models" / "out")
     assert (encoder.window, encoder.digest) == (asked.window, card.digest)
     loaded: dict[str, Any] = {"model": case.checkpoint(), "model_state_dict": case.checkpoint()}
