@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
+from bridge.compute import Compute
 from bridge.config import Settings
 from bridge.encoders.cards import CARD, WEIGHTS, EncoderCard, HeadCard, read_card
 from bridge.encoders.loading import load_encoder
+from bridge.encoders.placed import PlacedEncoder
 from bridge.encoders.protocol import Encoder, check_position, mean_over_tokens
 from bridge.errors import ExportError, WeightsError
 from bridge.files import cause, sync_to_disk
@@ -39,7 +41,8 @@ MODELS = ("old_encoder", "new_encoder", "task_head")
 """The folders of the frozen models, in an export as in a run's models folder."""
 
 BATCH = 64
-"""Windows that run through the networks at a time: bounds memory, and is the same in evaluation and in inference."""
+"""Windows that run through the networks at a time, the same in evaluation and in inference; a `PlacedEncoder` cuts
+them further where memory would not do."""
 
 
 class InferenceChain:
@@ -220,10 +223,10 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def load_chain(folder: Path) -> InferenceChain:
+def load_chain(folder: Path, compute: Compute | None = None) -> InferenceChain:
     """The chain of an exported folder, after every file was checked against the manifest.
 
-    Raises `ExportError` that names the first missing or changed file.
+    With `compute`, the encoders run as it says. Raises `ExportError` that names the first missing or changed file.
     """
     manifest = read_manifest(folder)
     needed = {BRIDGE} | {f"{model}/{file}" for model in MODELS for file in (CARD, WEIGHTS)}
@@ -233,10 +236,13 @@ def load_chain(folder: Path) -> InferenceChain:
     bridge.load_arrays(safetensors.numpy.load_file(folder / BRIDGE))
     bridge.eval().requires_grad_(False)
     old, new, head = (folder / name for name in MODELS)
+    encoders = [load_encoder(each) for each in (new, old)]
+    if compute is not None:
+        encoders = [PlacedEncoder(each, compute) for each in encoders]
     return InferenceChain(
-        load_encoder(new),
+        encoders[0],
         bridge,
-        load_encoder(old),
+        encoders[1],
         load_head(head),
         manifest.input_position,
         manifest.output_position,

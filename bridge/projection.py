@@ -44,6 +44,6 @@ def projection(seed: int, position: int, width: int, limit: int) -> NDArray[np.f
     count = width * limit
     stream = hashlib.shake_256(canonical_json([_KEY, seed, position, width, limit])).digest(-(-count // 8))
     bits = np.unpackbits(np.frombuffer(stream, dtype=np.uint8))[:count]
-    matrix = (2.0 * bits.reshape(width, limit) - 1.0) / sqrt(limit)
+    matrix: NDArray[np.float64] = (bits.reshape(width, limit).astype(np.float64) * 2 - 1) / sqrt(limit)
     matrix.flags.writeable = False
     return matrix

@@ -9,13 +9,16 @@ not as recorded is deleted and computed again. Deleting what another process has
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -73,7 +76,28 @@ class Cache:
 
     def put(self, key: str, values: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Entry:
         """Store an entry and return it as `get` would. Raises `CacheError` and leaves nothing half-written."""
-        size = sum(array.nbytes for array in arrays.values())
+        return self._put(key, values, _whole(arrays), iter([arrays]))
+
+    def put_parts(
+        self, key: str, values: Mapping[str, Any], rows: int, parts: Iterable[Mapping[str, NDArray[Any]]]
+    ) -> Entry:
+        """As `put`, from parts that are written one after the other, so that the entry never lies in memory whole.
+
+        The parts hold the same arrays, with `rows` rows in all.
+        """
+        waiting = iter(parts)
+        first = next(waiting)
+        forms = {name: _Form(array.dtype, (rows, *array.shape[1:])) for name, array in first.items()}
+        return self._put(key, values, forms, itertools.chain([first], waiting))
+
+    def _put(
+        self,
+        key: str,
+        values: Mapping[str, Any],
+        forms: Mapping[str, _Form],
+        parts: Iterator[Mapping[str, NDArray[Any]]],
+    ) -> Entry:
+        size = sum(form.bytes for form in forms.values())
         if size > self._limit:
             raise CacheError(
                 f"one cache entry needs {size / _GIGABYTE:.3f} GB",
@@ -84,7 +108,7 @@ class Cache:
         temporary = place.with_name(f"{_TEMPORARY}{uuid4().hex}")
         try:
             temporary.mkdir(parents=True)
-            _write(temporary, values, arrays)
+            _write(temporary, values, forms, parts)
             # Mapped before it is in place: another process may make room right after and delete it.
             entry = _read(temporary)
             _move(temporary, place)
@@ -165,14 +189,43 @@ class Cache:
         return found
 
 
-def _write(folder: Path, values: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+@dataclass(frozen=True)
+class _Form:
+    """What an array will be once all its parts are written."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def _whole(arrays: Mapping[str, NDArray[Any]]) -> dict[str, _Form]:
+    return {name: _Form(array.dtype, array.shape) for name, array in arrays.items()}
+
+
+def _write(
+    folder: Path,
+    values: Mapping[str, Any],
+    forms: Mapping[str, _Form],
+    parts: Iterator[Mapping[str, NDArray[Any]]],
+) -> None:
+    paths = {name: folder / f"{name}.npy" for name in forms}
+    with ExitStack() as open_files:
+        files = {name: open_files.enter_context(path.open("wb")) for name, path in paths.items()}
+        for name, form in forms.items():
+            header = {
+                "descr": np.lib.format.dtype_to_descr(form.dtype),
+                "fortran_order": False,
+                "shape": form.shape,
+            }
+            np.lib.format.write_array_header_1_0(files[name], header)
+        for part in parts:
+            for name, array in part.items():
+                files[name].write(np.ascontiguousarray(array).data)  # numpy's own writing hides that the disk is full
     stamps = {}
-    for name, array in arrays.items():
-        path = folder / f"{name}.npy"
-        content = np.ascontiguousarray(array)
-        with path.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(content))
-            file.write(content.data)  # numpy's own way of writing does not tell that the disk is full
+    for name, path in paths.items():
         status = path.stat()
         stamps[name] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256_file(path)}
     text = json.dumps({"values": values, "arrays": stamps}, ensure_ascii=False, allow_nan=False)

@@ -133,7 +133,8 @@ def run_check(path: Path, picture: Path | None, console: Console | None = None) 
 
 
 def examine(site: Site, console: Console) -> Findings:
-    """Read and cut every recording of the site."""
+    """Read and cut every recording of the site, once it is known that the machine can compute as its file says."""
+    _ = site.compute
     paths, excluded = site.all_files()
     findings = Findings(site, load_policy(site.policy_path), check_formats(site), excluded=len(excluded))
     labels = LabelSource.of(site)
@@ -193,6 +194,11 @@ def print_findings(findings: Findings, console: Console) -> None:
     console.print(
         f"{len(files)} usable recordings of {len({each.patient for each in files})} patients, {hours:.1f} h; "
         f"{len(findings.unusable)} unusable, {findings.excluded} left out by 'exclude'.",
+        highlight=False,
+    )
+    compute = site.compute
+    console.print(
+        f"Networks: {compute.device}, {compute.precision}; a batch may take {compute.memory_bytes / 1e9:.1f} GB.",
         highlight=False,
     )
     for role, form in findings.formats.items():

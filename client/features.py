@@ -1,7 +1,8 @@
 """A site's frozen features: computed once for each recording and encoder, kept on disk, read by memory map.
 
 The encoders never change, so what they make of a window is computed in ONE forward pass and cached under a hash of all
-that decides it: the recording's bytes, reader, signals, window, quality and label keys, preprocessing and encoder.
+that decides it: the recording's bytes, reader, signals, window, quality and label keys, preprocessing, encoder, and the
+precision it computes in. Device and batches are no part of it, since in float32 they change nothing beyond 1e-5.
 Splits and policies are no part of the key: another division of the patients computes nothing again. Every entry names
 its patient, so that it can be found when the patient withdraws; of patients who did, nothing is computed or kept.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.compute import Precision
 from bridge.encoders.cards import EncoderCard
 from bridge.errors import WeightsError
 from bridge.hashing import sha256_file, sha256_json
@@ -31,7 +33,7 @@ from client.site_file import Role, Split
 from client.windowing import Cut, FileProblem, WindowTable, cut, formats_of, no_windows, report_problems
 
 if TYPE_CHECKING:
-    from bridge.encoders.protocol import Encoder
+    from bridge.encoders.placed import PlacedEncoder
 
 log = logging.getLogger("fedbridge.site")
 
@@ -39,7 +41,8 @@ FORMAT = 2
 """Part of every key: raise it when the same input gives other windows or features, or entries hold something else."""
 
 BATCH = 64
-"""Windows in one forward pass. A pass holds windows of one recording alone, so results depend on nothing else."""
+"""Windows in one forward pass, fewer where memory would not do. A pass holds windows of one recording alone, so results
+depend on nothing else."""
 
 ROLES: tuple[Role, ...] = ("old", "new")
 
@@ -66,7 +69,7 @@ class FeatureSet:
     _cache: Cache
     _gathered: dict[tuple[str, str, int], Floats] = field(default_factory=dict)
     _logits: Floats | None = None
-    _encoder: Encoder | None = None
+    _encoder: PlacedEncoder | None = None
 
     def __post_init__(self) -> None:
         self._firsts = np.cumsum([0, *[len(each) for each in self._recordings]])
@@ -146,7 +149,8 @@ class FeatureSet:
                     self._encoder = load_role(self._site, "old")
                 signals = recording.windows(self._site).signals["old"]
                 values = {"patient": recording.patient}
-                entry = self._cache.put(key, values, {"tokens": _unpooled_inputs(self._encoder, signals, l)})
+                parts = _unpooled_inputs(self._encoder, signals, l)
+                entry = self._cache.put_parts(key, values, len(signals), parts)
                 recording.forget_windows()
             recording.entries[name] = entry
         return recording.entries[name].arrays["tokens"]
@@ -209,7 +213,7 @@ def _opened(site: Site, split: Split, paths: Sequence[Path], gone: Withdrawn, pr
     keys = _Keys(site)
     found: list[_Recording] = []
     problems: list[FileProblem] = []
-    encoders: dict[Role, Encoder] = {}
+    encoders: dict[Role, PlacedEncoder] = {}
     for done, path in enumerate(paths, start=1):
         try:
             recording = _index(site, path, keys, cache, gone)
@@ -296,19 +300,20 @@ class _Keys:
         channels = [card.window.channels for card in self._cards.values()]
         reader = [type(self._reader).__module__, type(self._reader).__qualname__, self._reader.version]
         self._common = sha256_json([FORMAT, reader, settings, channels])
+        self._precision = site.file.compute.precision
 
     def of(self, path: Path) -> dict[str, str]:
         """The keys `windows`, `old` and `new` of one recording. Raises `RecordingError` where it can't be read."""
         parts = [[part.name, _hash(part)] for part in self._reader.parts(path)]
         name = self._reader.name(path)
         windows = sha256_json([self._common, self.labels.content(name), name, parts])
-        return {"windows": windows} | {role: _encoder_key(windows, card) for role, card in self._cards.items()}
+        keys = {role: _encoder_key(windows, card, self._precision) for role, card in self._cards.items()}
+        return {"windows": windows} | keys
 
 
-def _encoder_key(windows: str, card: EncoderCard) -> str:
-    return sha256_json(
-        [windows, card.window.model_dump(mode="json"), card.preprocessing.model_dump(mode="json"), card.digest]
-    )
+def _encoder_key(windows: str, card: EncoderCard, precision: Precision) -> str:
+    parts = [windows, card.window.model_dump(mode="json"), card.preprocessing.model_dump(mode="json"), card.digest]
+    return sha256_json(parts if precision == "float32" else [*parts, precision])
 
 
 def _hash(path: Path) -> str:
@@ -325,7 +330,7 @@ def _hash(path: Path) -> str:
     return _hashes[stamp]
 
 
-def _complete(site: Site, recording: _Recording, cache: Cache, encoders: dict[Role, Encoder]) -> None:
+def _complete(site: Site, recording: _Recording, cache: Cache, encoders: dict[Role, PlacedEncoder]) -> None:
     """Fill in the recording's features under both encoders."""
     for role in ROLES:
         entry = cache.get(recording.keys[role])
@@ -334,46 +339,51 @@ def _complete(site: Site, recording: _Recording, cache: Cache, encoders: dict[Ro
                 encoders[role] = load_role(site, role)
             signals = recording.windows(site).signals[role]
             values = {"patient": recording.patient}
-            entry = cache.put(recording.keys[role], values, _computed(encoders[role], role, signals))
+            parts = _computed(encoders[role], role, signals)
+            entry = cache.put_parts(recording.keys[role], values, len(signals), parts)
         recording.entries[role] = entry
     recording.forget_windows()
 
 
-def load_role(site: Site, role: Role) -> Encoder:
-    """The site's old or new encoder. Raises `ModelsError`."""
-    from bridge.encoders.loading import load_encoder
+def load_role(site: Site, role: Role) -> PlacedEncoder:
+    """The site's old or new encoder, on its machine. Raises `ModelsError`, and `SiteFileError` where the machine can't
+    compute as the site file says."""
+    from client.networks import new_encoder, old_encoder
 
     try:
-        return load_encoder(site.model_folder("old_encoder" if role == "old" else "new_encoder"))
+        return old_encoder(site) if role == "old" else new_encoder(site)
     except WeightsError as error:
         raise ModelsError(error.what, why=error.why, fix=error.fix) from error
 
 
-def _computed(encoder: Encoder, role: Role, signals: Floats) -> dict[str, Floats]:
-    """What is asked of an encoder later: the old one's `inputs`, final `tokens` and their mean `pooled`, the new one's
-    `outputs`. Pooled arrays of all positions lie side by side, `(n, sum of widths)`.
+def _computed(encoder: PlacedEncoder, role: Role, signals: Floats) -> Iterator[dict[str, Floats]]:
+    """Batch after batch what is asked of an encoder later: the old one's `inputs`, final `tokens` and their mean
+    `pooled`, the new one's `outputs`. Pooled arrays of all positions lie side by side, `(windows, sum of widths)`.
     """
     import torch
 
-    parts: dict[str, list[Floats]] = {}
-    with torch.inference_mode():
-        for first in range(0, len(signals), BATCH):
-            taps = encoder.taps(torch.from_numpy(signals[first : first + BATCH]))
+    for part in _batches(signals):
+        # The mode must not reach who asks for the parts, so it ends before each is handed over.
+        with torch.inference_mode():
+            taps = encoder.taps(torch.from_numpy(part))
             if role == "old":
-                parts.setdefault("inputs", []).append(torch.cat(taps.inputs, dim=1).numpy())
-                parts.setdefault("pooled", []).append(taps.outputs[-1].numpy())
-                parts.setdefault("tokens", []).append(taps.tokens.numpy())
+                found = {"inputs": torch.cat(taps.inputs, dim=1), "pooled": taps.outputs[-1], "tokens": taps.tokens}
             else:
-                parts.setdefault("outputs", []).append(torch.cat(taps.outputs, dim=1).numpy())
-    return {name: np.concatenate(each) for name, each in parts.items()}
+                found = {"outputs": torch.cat(taps.outputs, dim=1)}
+        yield {name: each.numpy() for name, each in found.items()}
 
 
-def _unpooled_inputs(encoder: Encoder, signals: Floats, l: int) -> Floats:  # noqa: E741
+def _unpooled_inputs(encoder: PlacedEncoder, signals: Floats, l: int) -> Iterator[dict[str, Floats]]:  # noqa: E741
     import torch
 
-    with torch.inference_mode():
-        batches = (signals[first : first + BATCH] for first in range(0, len(signals), BATCH))
-        return np.concatenate([encoder.taps(torch.from_numpy(each), lambda h: h).inputs[l].numpy() for each in batches])
+    for part in _batches(signals):
+        with torch.inference_mode():
+            tokens = encoder.input_tokens(torch.from_numpy(part), l)
+        yield {"tokens": tokens.numpy()}
+
+
+def _batches(signals: Floats) -> Iterator[Floats]:
+    return (signals[first : first + BATCH] for first in range(0, len(signals), BATCH))
 
 
 def _head_logits(site: Site, pooled: Floats, lengths: Sequence[int]) -> Floats:

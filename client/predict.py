@@ -22,8 +22,9 @@ from client.windowing import Windows, windows_of
 def predict_site(bridge_folder: Path, site: Site, split: Split | None) -> tuple[Windows, NDArray[np.float32], Manifest]:
     """Windows of the split's patients (None: all), their class probabilities `(n, classes)`, and the bridge's manifest.
 
-    The old modality is not read and need not exist. Raises `ExportError` on a damaged bridge folder, and
-    `ModelsDifferError` where the site cuts its windows for another new encoder.
+    The old modality is not read and need not exist. Raises `ExportError` on a damaged bridge folder,
+    `ModelsDifferError` where the site cuts its windows for another new encoder, and `SiteFileError` where its machine
+    can't compute as the site file says.
     """
     torch.set_num_threads(1)
     manifest = read_manifest(bridge_folder)
@@ -33,7 +34,7 @@ def predict_site(bridge_folder: Path, site: Site, split: Split | None) -> tuple[
             why=f"the bridge was trained with {manifest.models.new_encoder[:16]}...",
             fix=f"point models.new_encoder of {site.path} to {bridge_folder / 'new_encoder'}",
         )
-    chain: InferenceChain = load_chain(bridge_folder)
+    chain: InferenceChain = load_chain(bridge_folder, site.compute)
     windows = windows_of(site, split, roles=("new",))
     assert windows.new is not None
     return windows, chain.logits(windows.new).softmax(dim=-1).numpy(), manifest

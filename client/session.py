@@ -199,7 +199,8 @@ def admit(site: Site, policy: Policy, context: Context) -> Session:
     """Judge the run's job by the policy, by what the hospital accepted, and by the models that the site holds. Reads no
     recording.
 
-    Raises `JobError`, `PolicyError`, `NotAcceptedError`, `ModelsError` and `ModelsDifferError`, checked in this order.
+    Raises `JobError`, `PolicyError`, `NotAcceptedError`, `SiteFileError` where the machine can't compute as the site
+    file says, `ModelsError` and `ModelsDifferError`, checked in this order.
     """
     deadline = Deadline(policy.max_seconds_per_message)
     job = read_job(context.run_config)
@@ -209,6 +210,7 @@ def admit(site: Site, policy: Policy, context: Context) -> Session:
     if not is_simulated(context):
         study = _agreed(site, context)
         deadline = replace(deadline, interrupt=_Watch(study))
+    _ = site.compute  # a GPU that is not there should be known before anybody waits for it
     held = {
         "old_encoder": site.old_card.digest,
         "new_encoder": site.new_card.digest,

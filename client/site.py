@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from bridge.compute import Compute, compute_on
 from bridge.config import Settings, load_model
 from bridge.encoders.cards import EncoderCard, HeadCard, read_card
 from bridge.errors import ConfigError, WeightsError
@@ -136,6 +137,15 @@ class Site:
             return False
         folders = [self.resolve(each) for each in (models.old_encoder, models.new_encoder, models.task_head)]
         return not any(map(occupied, folders))
+
+    @cached_property
+    def compute(self) -> Compute:
+        """How the machine runs the frozen networks. Raises `SiteFileError` where it can't do so as the file says."""
+        asked = self.file.compute
+        try:
+            return compute_on(asked.device, asked.precision, asked.memory_gigabytes)
+        except ConfigError as error:
+            raise SiteFileError(f"{self.path}: {error.what}", why=error.why, fix=error.fix) from error
 
     @cached_property
     def reader(self) -> Reader:

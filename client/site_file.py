@@ -21,6 +21,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from bridge.compute import DeviceChoice, Precision
 from bridge.config import Settings
 from bridge.hashing import keyed_hash
 from bridge.messages import SITE_NAME
@@ -36,7 +37,7 @@ class ReaderSection(Settings):
     """Which reader turns files into recordings."""
 
     name: str = "npz"
-    """npz, wfdb, edf, or the entry point of an own reader."""
+    """npz, wfdb, edf, isruc, fog, wesad, or the entry point of an own reader."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The reader's own keys (docs/own-reader.md)."""
 
@@ -174,6 +175,27 @@ class CacheSection(Settings):
     """Beyond it, what was used least recently is deleted."""
 
 
+class ComputeSection(Settings):
+    """How this machine runs the frozen networks. In float32 results agree to 1e-5, whatever these keys say."""
+
+    device: DeviceChoice = "cpu"
+    """`auto`: a CUDA device where torch finds one, else the processor."""
+    precision: Precision = "float32"
+    """`bfloat16` and `float16` are for CUDA alone: faster, in less memory, and with other numbers; features are then
+    computed anew."""
+    memory_gigabytes: float | None = Field(default=None, gt=0)
+    """What the networks' activations of a batch may take; fewer windows go at a time, or activations are computed
+    twice, where it would be more. null: a quarter of the memory that is free."""
+
+    @model_validator(mode="after")
+    def _precision_has_a_device(self) -> ComputeSection:
+        if self.precision != "float32" and self.device == "cpu":
+            raise ValueError(
+                f"precision {self.precision} is for CUDA alone: set device to auto or cuda, or use float32"
+            )
+        return self
+
+
 class DeploymentSection(Settings):
     """A site on a machine of its own: where its part of Flower keeps things (`fedbridge-site init`)."""
 
@@ -213,6 +235,7 @@ class SiteFile(Settings):
     policy: Path | None = None
     """The site's policy; without one the strictest defaults hold."""
     cache: CacheSection = CacheSection()
+    compute: ComputeSection = ComputeSection()
     audit: Path = Path("audit.jsonl")
     """The log of everything that left the site."""
     ledger: Path = Path("ledger.sqlite")

@@ -35,6 +35,7 @@ def unit_texts(site: Site) -> dict[str, str]:
         "writable": " ".join(map(quoted, _writable(site))),
         "not_for_supernode": [quoted(path, "-") for path in _not_for_supernode(site)],
         "supernode_unit": unit_name("supernode", site.name),
+        "gpu": site.file.compute.device != "cpu",
     }
     return {unit_name(name, site.name): _fill(f"{name}.service.j2", values) for name in ("supernode", "executor")}
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,33 @@ def test_an_entry_comes_back_mapped_and_read_only(tmp_path: Path) -> None:
     assert not found.arrays["x"].flags.writeable
     with pytest.raises(ValueError, match="read-only"):
         found.arrays["x"][0, 0] = 1
+    assert not leftovers(tmp_path)
+
+
+def test_parts_make_the_entry_that_the_whole_would(tmp_path: Path) -> None:
+    arrays = entry(Cache(tmp_path / "whole", 1))
+    x = arrays["x"]
+    parts = (
+        {"x": x[first : first + 7], "empty": x[first : first + 7].astype(np.int64)[:, :0]} for first in range(0, 50, 7)
+    )
+    found = Cache(tmp_path / "parts", 1).put_parts(KEY, {"n": 1, "who": "p"}, 50, parts)
+    assert np.array_equal(found.arrays["x"], x)
+    assert found.arrays["empty"].shape == (50, 0)
+    whole, written = (next((tmp_path / name).rglob("x.npy")).read_bytes() for name in ("whole", "parts"))
+    assert written == whole
+
+
+def test_parts_that_fail_or_would_be_too_large_leave_nothing(tmp_path: Path) -> None:
+    def failing() -> Iterator[dict[str, np.ndarray]]:
+        yield {"x": np.zeros((3, 1000))}
+        raise ArithmeticError("no such signal")
+
+    cache = Cache(tmp_path, 1e-4)
+    with pytest.raises(ArithmeticError):
+        cache.put_parts(KEY, {}, 6, failing())
+    with pytest.raises(CacheError, match=r"one cache entry needs 0.001 GB"):
+        cache.put_parts(KEY, {}, 100, failing())
+    assert cache.get(KEY) is None
     assert not leftovers(tmp_path)
 
 

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.alignment import Align, aligner
+from bridge.compute import Compute
 from bridge.encoders.compact import CompactEncoder
+from bridge.encoders.placed import PlacedEncoder
 from bridge.job import AlignmentJob
 from bridge.privacy import Batch, gradients
 from bridge.privacy.gradients import Method, clipped_sum
@@ -102,6 +104,19 @@ def test_through_the_frozen_suffix(encoder: CompactEncoder, shape: BridgeShape, 
     assert patients < 9 or min(n for n in norms if n) < BETWEEN < max(norms)
     for method in METHODS:
         agree(clipped_sum(bridge, batch, deep(encoder), BETWEEN, method), expected, sum(min(BETWEEN, n) for n in norms))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("budget", [1, 100_000, 10**12])
+def test_memory_changes_no_gradient(encoder: CompactEncoder, method: Method, budget: int) -> None:
+    bridge, batch = made_bridge(DEEP), made_batch(DEEP, 9, 4)
+    expected, norms = microbatches(bridge, batch, deep(encoder), BETWEEN)
+    align = aligner(AlignmentJob(), PlacedEncoder(encoder, Compute(budget)), 1)
+    agree(clipped_sum(bridge, batch, align, BETWEEN, method), expected, sum(min(BETWEEN, n) for n in norms))
+    if budget == 10**12:
+        plain = clipped_sum(bridge, batch, deep(encoder), BETWEEN, method)
+        found = clipped_sum(bridge, batch, align, BETWEEN, method)
+        assert all(np.array_equal(found[name], plain[name]) for name in plain)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -368,6 +368,23 @@ def test_units_say_what_each_may(unit_folder: Path) -> None:
     assert command.endswith(f'/fedbridge-site supernode "{folder}/site.yaml"')
 
 
+def test_a_graphics_processor_is_seen_where_the_site_file_asks_for_it_by_the_executor_alone(tmp_path: Path) -> None:
+    initialise(tmp_path / "north")
+    path = tmp_path / "north" / "site.yaml"
+    for device, seen in (("cpu", False), ("auto", True), ("cuda", True)):
+        path.write_text(re.sub("device: [a-z]+", f"device: {device}", path.read_text()))
+        initialise(tmp_path / "north", force=True)
+        executor, supernode = (each.read_text().splitlines() for each in sorted((path.parent / "systemd").iterdir()))
+        # Of a setting given twice the last one holds.
+        assert ([line for line in executor if line.startswith("PrivateDevices=")][-1] == "PrivateDevices=no") is seen
+        assert ({"DevicePolicy=closed", "DeviceAllow=char-nvidia* rw"} <= set(executor)) is seen
+        assert "PrivateDevices=no" not in supernode
+    if shutil.which("systemd-analyze") is not None:
+        units_ = sorted((path.parent / "systemd").iterdir())
+        done = subprocess.run(["systemd-analyze", "verify", *units_], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_folder_that_the_supernode_needs_is_not_hidden_from_it(tmp_path: Path) -> None:
     initialise(tmp_path / "north")
     path = tmp_path / "north" / "site.yaml"
