@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.events import EventLog
-from server.events import LogTail
+from server.events import EventLog, LogTail
 from simulations.progress import bars, following, show_event
 
 Steps = list[tuple[str, int, int]]
