@@ -51,12 +51,11 @@ class Recording:
     """Everything a hospital sent, in order."""
 
     requests: list[Sent] = field(default_factory=list)
-    unparsed: list[bytes] = field(default_factory=list)
 
     def decoded(self) -> list[tuple[str, Any]]:
         """Path and protobuf of every request."""
         found = []
-        for sent in list(self.requests):
+        for sent in [each for each in self.requests if each.method == "POST"]:
             message = REQUESTS[sent.path]()
             message.ParseFromString(sent.body)
             found.append((sent.path, message))

@@ -94,7 +94,7 @@ class Watched:
 
     def code(self, run: Path) -> str:
         record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        return str(record["sites"][SITE]["reason"])
+        return str({each["site"]: each["reason"] for each in record["sites"]}[SITE])
 
     def flwr(self, *arguments: str) -> Mapping[str, object]:
         environment = self.consortium.environment({"FLWR_HOME": str(self.consortium.coordinator / "flower")})

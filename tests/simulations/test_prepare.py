@@ -61,6 +61,14 @@ def test_recordings_are_links_unless_copies_are_asked_for(prepared: Path, tmp_pa
     assert copied.read_bytes() == linked.read_bytes()
 
 
+def test_sites_run_the_networks_as_the_configuration_says(tmp_path: Path, session_cache: Path) -> None:
+    prepare(tiny("compute={device: auto, memory_gigabytes: 0.5}"), tmp_path / "run")
+    for path in site_folders(tmp_path / "run"):
+        site = open_site(path)
+        assert site.file.compute.device == "auto"
+        assert site.compute.memory_bytes == 500_000_000
+
+
 def test_standalone_sites_reach_for_nothing_outside_their_folder(prepared: Path, tmp_path: Path) -> None:
     folder = prepare(tiny(), tmp_path / "alone", standalone=True)
     assert not any(path.is_symlink() for path in folder.rglob("*"))

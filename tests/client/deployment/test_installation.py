@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import CodeError
+from bridge.flower_names import flower_module, replace_names
 from bridge.installation import check_installation
 from client.deployment.clientapp import pinned_clientapp
 from client.deployment.executor import pinned_superexec
-from bridge.flower_names import flower_module, replace_names
 from tests.client.deployment.coordinator import BIN
 from tests.client.deployment.deployed import plain_site
 from tests.conftest import ROOT
