@@ -190,12 +190,18 @@ def start(state: Path, command: Sequence[str]) -> None:
         raise ServiceError(f"{state}: its services are running already", fix="stop them first, or ask for their status")
     try:
         state.mkdir(parents=True, exist_ok=True)
-        with (state / SUPERVISOR_LOG).open("wb") as log:
+        log = (state / SUPERVISOR_LOG).open("wb")
+    except OSError as error:
+        raise _unwritable(state, error) from error
+    try:
+        with log:
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
     except OSError as error:
-        raise _unwritable(state, error) from error
+        raise ServiceError(
+            f"{command[0]}: can't be started", why=cause(error), fix="let this user read and run it"
+        ) from error
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and child.poll() is None:
         if _supervisor(state) is not None and all(each.process for each in running(state)):
