@@ -27,6 +27,7 @@ from bridge.job import (
 from bridge.job_privacy import MechanismName, PrivacyJob
 from bridge.messages import CONFUSION_ITEMS, DEFAULT_ITEMS
 from client.policy import Policy, PrivacyPolicy
+from client.site_file import ComputeSection
 from simulations.cohort import CohortConfig
 from simulations.datasets.cinc2015 import Cinc2015Config
 from simulations.datasets.eegmat import EegmatConfig
@@ -128,6 +129,8 @@ class SimulationConfig(Settings):
     """Which controls are computed after the run; teacher and chance always are."""
     bootstrap: BootstrapConfig = BootstrapConfig()
     cache: CacheConfig = CacheConfig()
+    compute: ComputeSection = ComputeSection()
+    """How the simulated sites run the frozen networks, each of those that compute at the same time."""
     workers: int = Field(default=2, ge=1)
     """Sites, and controls, that compute at the same time; each has one torch thread."""
 

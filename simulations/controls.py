@@ -81,7 +81,7 @@ def predict_all(folder: Path, config: SimulationConfig, progress: Progress) -> P
     sites = [open_site(path) for path in site_folders(folder)]
     join_sites(sites, folder / CONTROLS_FOLDER / _ALL)
     test = features(place.everything, "test")
-    chain = load_chain(folder / "bridge")
+    chain = load_chain(folder / "bridge", place.everything.compute)
     bridge = chain.logits_from_features(test.new_output(chain.m)).argmax(dim=-1).numpy().astype(np.int64)
     found = {"bridge": bridge, **_compute(place, _tasks(config, sites), config.workers, progress)}
     return Predictions(test.table, test.pseudo_labels, found)

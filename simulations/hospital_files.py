@@ -66,6 +66,7 @@ def write_sites(
             labels=labels_section(source, config.data),
             splits=SplitsSection(pair=hospital.pair, validation=hospital.validation, test=hospital.test),
             policy=Path("policy.yaml"),
+            compute=config.compute,
             **(_own_places(config, i) if standalone else _shared_places(config)),
             **common_keys(source),
         )
