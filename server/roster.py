@@ -42,7 +42,9 @@ class Describing:
         self._wait()
         roster: dict[str, int] = {}
         for attempt in range(sites.retries + 1):
-            nodes = [node for node in sorted(self._candidates()) if node not in self._answers]
+            nodes = self._awaited(sites.minimum - len(roster)) if attempt else self._unanswered()
+            if attempt and not nodes:
+                break
             self._log.emit("describe", state="started", sites=len(nodes), attempt=attempt)
             self._ask(nodes)
             roster = self._roster()
@@ -79,6 +81,19 @@ class Describing:
                 fix="start the missing sites or raise sites.wait_seconds",
             )
 
+    def _unanswered(self) -> list[int]:
+        return [node for node in sorted(self._candidates()) if node not in self._answers]
+
+    def _awaited(self, lacking: int) -> list[int]:
+        """Whom to ask again. While that many are needed and may yet come, sites that dropped out get
+        `sites.wait_seconds` to come back."""
+        deadline = time.monotonic() + self._job.sites.wait_seconds
+        while len(nodes := self._unanswered()) < lacking and time.monotonic() < deadline:
+            if not self._failed and not set(self._job.sites.expected) - set(self._names()):
+                break
+            time.sleep(POLL_SECONDS)
+        return nodes
+
     def _candidates(self) -> list[int]:
         """Nodes that are online and may be asked: those of unknown name, and those whose name the job expects."""
         online = {node.node_id: str(node.name) for node in self._grid.get_nodes()}
@@ -90,7 +105,7 @@ class Describing:
         content = RecordDict({CONFIG: ConfigRecord({})})
         requests = [Message(content, dst_node_id=node, message_type=DESCRIBE, group_id="describe") for node in nodes]
         replies = post(self._grid, requests, self._job.sites.timeout_seconds)
-        self._failed = {}
+        self._failed = {node: code for node, code in self._failed.items() if node not in nodes}
         for node in nodes:
             try:
                 reply = the_reply(replies.get(node, []))

@@ -115,6 +115,47 @@ def test_a_site_that_fails_once_is_asked_again(models: Models, tmp_path: Path) -
     assert [len(site.seen) for site in members] == [4, 4, 5]
 
 
+def dropping_out(grid: WireGrid, node: int, polls: int) -> Any:
+    """A describe that ends with its site offline for so many looks at who is online."""
+
+    def behave(site: Site, message: Any, honest: RecordDict) -> Any:
+        if len(site.seen) > 1:
+            return honest
+        grid.online_after[node] = grid.polls + polls
+        return Error(code=5, reason="Node Unavailable")
+
+    return behave
+
+
+def test_a_site_that_drops_out_gets_time_to_come_back(models: Models, tmp_path: Path) -> None:
+    members = [Site("a"), Site("b")]
+    grid = WireGrid(members)
+    members[1].wrong["query.describe"] = dropping_out(grid, 1001, polls=8)
+    assert run(models, tmp_path, grid, expected=["a", "b"], wait_seconds=20)["b"] == (True, "OK")
+    assert took_part(tmp_path) == ["a", "b"]
+
+
+def test_a_site_that_never_comes_back_keeps_its_code(models: Models, tmp_path: Path) -> None:
+    members = [Site("a"), Site("b")]
+    grid = WireGrid(members)
+    grid.enrolled = {1000: "a", 1001: "b"}
+    members[1].wrong["query.describe"] = dropping_out(grid, 1001, polls=10**9)
+    with pytest.raises(RunError, match="1 sites can take part, 2 are needed"):
+        run(models, tmp_path, grid, expected=["a", "b"], wait_seconds=0.5)
+    assert answers(tmp_path)["b"] == (False, "FLOWER_5")
+    assert [kind for kind, _ in members[0].seen] == ["query.describe"]
+
+
+def test_a_site_that_is_not_needed_is_not_waited_for(models: Models, tmp_path: Path) -> None:
+    members = [Site("a"), Site("b"), Site("c")]
+    grid = WireGrid(members)
+    members[2].wrong["query.describe"] = dropping_out(grid, 1002, polls=10**9)
+    started = time.monotonic()
+    run(models, tmp_path, grid, expected=["a", "b", "c"], wait_seconds=60)
+    assert took_part(tmp_path) == ["a", "b"]
+    assert time.monotonic() - started < 40
+
+
 def test_sites_may_come_one_by_one(models: Models, tmp_path: Path) -> None:
     members = [Site(name) for name in "abcd"]
     grid = WireGrid(members, online_after={1001: 2, 1002: 4, 1003: 5})
