@@ -37,7 +37,7 @@ SETTINGS = (
 PHASES = ("describe", "probe", "similarity", "round 1", "round 2", "evaluate")
 AT_SITES = {"clientapp": "hospital-3", "supernode": "hospital-1", "executor": "hospital-2", "nginx": ""}
 AT_THE_SERVER = ("serverapp", "superlink", "server executor")
-PARTS = {"clientapp": "client.deployment.clientapp", "serverapp": "flwr-serverapp", "nginx": "nginx: master"}
+PARTS = {"clientapp": "client.deployment.clientapp", "serverapp": "flwr-serverapp"}
 
 
 class Disturbed:
