@@ -19,6 +19,7 @@ from bridge.errors import CodeError, FedbridgeError
 from bridge.flower_names import flower_module, replace_names
 from bridge.installation import check_installation
 from bridge.messages import CONFIG, METRICS, ReasonCode
+from client.deployment.abrupt import die_of_signals, end_with_executor
 from client.errors import NotAcceptedError, SiteFileError
 from client.site import Site, open_site
 
@@ -39,6 +40,7 @@ MESSAGES_LOG = "messages.jsonl"
 
 def main() -> None:
     """Entry point of a task's process; only the executor starts it."""
+    end_with_executor()
     try:
         run = pinned_clientapp(open_site(Path(os.environ.pop(SITE_VARIABLE, "."))))
     except FedbridgeError as error:
@@ -52,7 +54,7 @@ def main() -> None:
 def pinned_clientapp(site: Site) -> Callable[[], None]:
     """Flower's `flwr_clientapp()`, held to accepted bundles and the installed app. Raises `CodeError` where this Flower
     is another."""
-    runtime = flower_module("flwr.supernode.runtime.run_clientapp", ("run_clientapp",))
+    runtime = flower_module("flwr.supernode.runtime.run_clientapp", ("run_clientapp", "register_signal_handlers"))
     command = flower_module("flwr.supernode.cli.flwr_clientapp", ("flwr_clientapp", "run_clientapp"))
     chosen: list[App] = []
 
@@ -63,6 +65,7 @@ def pinned_clientapp(site: Site) -> Callable[[], None]:
         "install_from_fab": look_at,
         "get_load_client_app_fn": lambda *_, **__: lambda *_: answering(site, chosen[-1]),
         "install_app_dependencies": _refuse_dependencies,
+        "register_signal_handlers": die_of_signals(runtime.register_signal_handlers),
     }
     replace_names(runtime, "run_clientapp", replacements)
     run: Callable[[], None] = command.flwr_clientapp

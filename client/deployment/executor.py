@@ -13,6 +13,7 @@ from typing import Any
 
 from bridge.flower_names import flower_module, replace_names
 from bridge.installation import check_installation
+from client.deployment.abrupt import EXECUTOR_VARIABLE
 from client.deployment.clientapp import SITE_VARIABLE, TOKEN_VARIABLE
 from client.deployment.keys import executor_secret
 from client.deployment.places import enter
@@ -63,8 +64,8 @@ class PinnedExecutor:
         if not _is_client_app(spec.task_type):
             return types.LaunchResult.failed(f"tasks of type {spec.task_type} are not run here")
         command = [*CLIENTAPP, "--runtime-api-address", spec.runtime_api_address, "--insecure"]
-        command += ["--parent-pid", str(spec.parent_pid)]
-        subprocess.Popen(command, env={**os.environ, TOKEN_VARIABLE: spec.token}, stdin=subprocess.DEVNULL)
+        environment = {**os.environ, TOKEN_VARIABLE: spec.token, EXECUTOR_VARIABLE: str(os.getpid())}
+        subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
         return types.LaunchResult.accepted()
 
     def reconcile(self) -> None:
