@@ -367,7 +367,7 @@ def test_wrong_options_name_the_key(kind: type[Reader], options: dict, text: str
 
 def test_an_unknown_reader_lists_the_installed_ones() -> None:
     assert find_reader("edf") is EdfReader
-    with pytest.raises(SiteFileError, match=r"no reader 'xml'(.|\n)*edf, npz, wfdb"):
+    with pytest.raises(SiteFileError, match=r"no reader 'xml'(.|\n)*edf, fog, isruc, npz, wesad, wfdb"):
         find_reader("xml")
 
 
