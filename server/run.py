@@ -91,13 +91,19 @@ def run(grid: Grid, request: Request, run_id: str) -> None:
             try:
                 _Run(grid, request.job, job_sha256, models, book, log).go(checkpoint)
             except BaseException as error:
-                text = str(error) or type(error).__name__
+                text = _what_stopped(error)
                 # A full disk may be the very reason: what stopped the run is raised, not that it can't be noted.
                 with suppress(RunFolderError):
                     log.emit("failed", error=text)
                 with suppress(RunFolderError):
                     book.save("failed", text)
                 raise
+
+
+def _what_stopped(error: BaseException) -> str:
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        return "the run's process was told to end: by `fedbridge-server end`, by the system, or since its executor died"
+    return str(error) or type(error).__name__
 
 
 class _Run:

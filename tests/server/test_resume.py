@@ -262,3 +262,18 @@ def test_killed_at_random_moments(models: Models, tmp_path: Path) -> None:
             assert [each.round for each in read_record(folder).rounds] == list(range(1, ROUNDS + 1))
             assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
     assert kills >= 10
+
+
+def test_a_process_that_is_told_to_end_says_so(models: Models, tmp_path: Path) -> None:
+    """As Flower does on SIGTERM; the text of a SystemExit would be its number."""
+
+    def ended(site: Site, message: object, honest: object) -> None:
+        raise SystemExit(0)
+
+    members = [Site("a"), Site("b", wrong={"train 2": ended})]  # type: ignore[dict-item]
+    with pytest.raises(SystemExit):
+        run_server(WireGrid(members), tmp_path, models.folder, models.job(sites={"minimum": 2}))
+    record = read_record(tmp_path)
+    assert record.status == "failed"
+    assert record.error is not None
+    assert record.error.startswith("the run's process was told to end")
