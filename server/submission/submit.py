@@ -28,7 +28,7 @@ from server.submission.record import SUBMITTED, Submission, read_submission, wri
 RUN_KEY, RUN_CONFIG = "run-key", "run-config.toml"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,90}\Z")
 _LOCK = ".submitting"
-_GIVE_UP_SECONDS = 90.0
+_GIVE_UP_SECONDS = 30.0
 """How long Flower may take to notice that a run's process is gone, before it is told to stop."""
 _POLL_SECONDS = 3.0
 
