@@ -184,7 +184,7 @@ def test_stop_ends_all_and_start_begins_anew_also_after_a_killed_supervisor(coor
     os.kill(parent.pid, signal.SIGKILL)
     until(lambda: not is_alive(parent), 10, "the supervisor is gone")
     assert all(is_alive(each) for each in services)
-    assert running.call("stop", running.folder.path) == "ended: superlink, nginx\n"
+    assert running.call("stop", running.folder.path) == "ended: superlink, executor, nginx\n"
     assert not any(is_alive(each) for each in services)
     assert running.status()["services"] == []
     running.call("start", running.folder.path)
