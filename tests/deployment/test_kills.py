@@ -157,7 +157,10 @@ def test_whatever_is_killed_at_the_server_the_run_goes_on_or_is_resumed(disturbe
         assert runs <= len(AT_THE_SERVER) + 2, pending
         name = f"server-{runs}"
         disturbed.submit(name)
+        key = (disturbed.run_folder(name) / "run-key").read_text()
         one_run(disturbed, name, pending)
+        # The ledgers of the sites know a run by it.
+        assert (disturbed.run_folder(name) / "run-key").read_text() == key
         disturbed.same_bridge(name)
     assert len(set(disturbed.killed)) >= 40
     sys.stdout.write(f"{len(set(disturbed.killed))} pairs of process and phase, {runs} run(s) for the server's\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -63,12 +62,6 @@ class Deployed:
 
     def until_round(self, folder: Path, number: int) -> None:
         until(lambda: self.rounds(folder) >= number, SECONDS, f"round {number} of {folder.name}")
-
-    def kill(self, part: str) -> None:
-        killed = self.consortium.processes(part)
-        assert killed, f"no {part} to kill"
-        for pid in killed:
-            os.kill(pid, signal.SIGKILL)
 
     def check_same(self, folder: Path) -> None:
         """The run of that folder made the very bridge of the undisturbed one, under the same run key throughout."""
@@ -155,37 +148,6 @@ def test_control_c_leaves_the_run_alone_and_it_is_found_again(deployed: Deployed
     told = deployed.consortium.call("fedbridge-server", *back.group(1).split(), timeout=SECONDS)
     assert "left, completed" in told
     assert str(folder / "report.html") in told
-    deployed.check_same(folder)
-
-
-def test_a_killed_serverapp_is_told_and_resumed_to_the_same_bridge(deployed: Deployed) -> None:
-    folder = deployed.submit("killed")
-    deployed.until_round(folder, 1)
-    key = (folder / "run-key").read_text()
-    deployed.kill("flwr-serverapp")
-    until(lambda: run_state(folder).state == "lost", 30, "the process's end shows")
-    told = deployed.server("follow", "killed", code=6)
-    assert "killed: the run failed" in told
-    assert (folder / "flower.log").stat().st_size > 0
-    assert "killed, completed" in deployed.server("run", deployed.study, "--name", "killed", "--resume")
-    assert (folder / "run-key").read_text() == key
-    record = read_record(folder)
-    assert record.resumed_from_round is not None
-    assert record.resumed_from_round >= 1
-    assert [each.round for each in record.rounds] == [1, 2, 3]
-    deployed.check_same(folder)
-
-
-def test_a_killed_superlink_comes_back_and_the_run_is_resumed(deployed: Deployed) -> None:
-    folder = deployed.submit("superlink")
-    deployed.until_round(folder, 1)
-    with following(deployed, "follow", "superlink") as child:
-        deployed.kill("flower-superlink")
-        told, _ = child.communicate(timeout=SECONDS)
-    assert child.returncode == 6, told
-    assert "superlink: the run failed" in told
-    assert "superlink, completed" in deployed.server("run", deployed.study, "--name", "superlink", "--resume")
-    assert [each.round for each in read_record(folder).rounds] == [1, 2, 3]
     deployed.check_same(folder)
 
 
