@@ -73,7 +73,10 @@ def test_killed_at_twenty_random_moments(unbroken: tuple[Path, float], tmp_path:
         run = tmp_path / f"run-{number}"
         process = start("fedbridge-sim", "run", SMOKE, *CHANGES, "--out", run, "--quiet")
         time.sleep(0.3 + moment / 1000 * (seconds - 0.3))
-        ended_before_the_kill += process.poll() is not None
+        if process.poll() is not None:
+            # The machine is faster now than when the unbroken run was timed.
+            ended_before_the_kill += 1
+            seconds *= 0.75
         kill(process)
         call("fedbridge-sim", "run", SMOKE, *CHANGES, "--out", run, "--quiet", "--resume")
         assert same_bridge(bridge(run), bridge(reference)) < 1e-6, (
