@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from bridge.bundle import build_app
 from bridge.hashing import sha256_json
+from bridge.processes import ProcessId, is_alive, process_id, signal_process
 from bridge.run_config import Value, toml_text
 from server.flower_command import FlowerCommand, words
 from simulations.errors import EngineError
@@ -144,7 +145,7 @@ def marked_processes(mark: str) -> list[int]:
     parents: dict[int, int] = {}
     wanted = f"{MARK}={mark}".encode()
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or (process := _process(int(entry.name))) is None:
+        if not entry.name.isdigit() or (process := process_id(int(entry.name))) is None:
             continue
         parents[int(entry.name)] = process.parent
         try:
@@ -159,37 +160,20 @@ def marked_processes(mark: str) -> list[int]:
 
 def end_processes(mark: str) -> None:
     """End every process with this mark: asked first, killed when it does not go."""
-    seen: set[_Process] = set()
-    left: list[int] = []
+    seen: set[ProcessId] = set()
+    left: list[ProcessId] = []
     for request in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + _GRACE_SECONDS
         while time.monotonic() < deadline:
-            seen |= {process for pid in marked_processes(mark) if (process := _process(pid)) is not None}
+            seen |= {process for pid in marked_processes(mark) if (process := process_id(pid)) is not None}
             # A worker whose parent ended first no longer counts as marked: it is remembered.
-            left = [process.pid for process in seen if _process(process.pid, process.started) is not None]
+            left = [process for process in seen if is_alive(process)]
             if not left:
                 return
-            for pid in left:
-                _signal(pid, request)
+            for process in left:
+                signal_process(process, request)
             time.sleep(0.3)
-    raise EngineError(f"processes {left} of the run could not be ended", fix="end them by hand")
-
-
-@dataclass(frozen=True)
-class _Process:
-    pid: int
-    started: int
-    parent: int = field(compare=False)
-
-
-def _process(pid: int, started: int | None = None) -> _Process | None:
-    """A live process as /proc has it; None where it is gone, a zombie, or another one under a used id."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    process = _Process(pid, started=int(fields[19]), parent=int(fields[1]))
-    return None if fields[0] == "Z" or started not in (None, process.started) else process
+    raise EngineError(f"processes {[each.pid for each in left]} of the run could not be ended", fix="end them by hand")
 
 
 @contextmanager
@@ -235,10 +219,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _signal(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return

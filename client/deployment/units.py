@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from bridge.errors import ServiceError
+from bridge.templates import fill
 from client.deployment.keys import NODE_KEY
 from client.deployment.places import own_command
 from client.site import Site
 
 USER = "fedbridge"
+_TEMPLATES = Path(__file__).parent
 _HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 
 
@@ -37,7 +39,9 @@ def unit_texts(site: Site) -> dict[str, str]:
         "supernode_unit": unit_name("supernode", site.name),
         "gpu": site.file.compute.device != "cpu",
     }
-    return {unit_name(name, site.name): _fill(f"{name}.service.j2", values) for name in ("supernode", "executor")}
+    return {
+        unit_name(name, site.name): fill(_TEMPLATES, f"{name}.service.j2", values) for name in ("supernode", "executor")
+    }
 
 
 def quoted(path: Path, prefix: str = "") -> str:
@@ -75,16 +79,3 @@ def _told(site: Site) -> list[Path]:
 
 def _distinct(paths: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(paths))
-
-
-def _fill(template: str, values: Mapping[str, object]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(template).render(values)
