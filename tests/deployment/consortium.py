@@ -9,9 +9,7 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,23 +19,9 @@ import yaml
 
 from simulations.flower_engine import MARK, end_processes
 from tests.end_to_end.commands import SMOKE, command, environment
+from tests.waiting import free_port
 
 NAMES = ("hospital-1", "hospital-2", "hospital-3")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until(condition: Callable[[], object], seconds: float, what: str) -> Any:
-    """What the condition gives once it is true; fails the test where it never is."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"never within {seconds:g} s: {what}"
-        time.sleep(0.2)
-    return found
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

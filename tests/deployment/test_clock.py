@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.deployment.consortium import Consortium, until
+from tests.deployment.consortium import Consortium
 from tests.end_to_end.commands import SMOKE, command
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.slow,

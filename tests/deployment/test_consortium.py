@@ -23,9 +23,10 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from safetensors.numpy import load_file
 
 from tests.conftest import ROOT
-from tests.deployment.consortium import Consortium, free_port, lines, whole
+from tests.deployment.consortium import Consortium, lines, whole
 from tests.deployment.recorder import Recording, recording
 from tests.end_to_end.commands import call
+from tests.waiting import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment"), pytest.mark.timeout(1500)]
 

@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.deployment.consortium import lines, until, whole
+from tests.deployment.consortium import lines, whole
 from tests.end_to_end.commands import SMOKE, call
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]
 

@@ -20,8 +20,9 @@ import yaml
 
 from bridge.bundle import build_app
 from bridge.run_config import RUN_CONFIG_DEFAULTS, toml_text
-from tests.deployment.consortium import Consortium, lines, until
+from tests.deployment.consortium import Consortium, lines
 from tests.end_to_end.commands import SMOKE, command
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.slow,

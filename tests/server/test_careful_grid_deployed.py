@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from server.flower_command import FlowerCommand
-from tests.client.deployment.coordinator import BIN, Coordinator, free_port, process, wait_for
+from tests.client.deployment.coordinator import BIN, Coordinator, process, wait_for
+from tests.waiting import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]
 

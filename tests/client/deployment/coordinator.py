@@ -13,7 +13,6 @@ import ipaddress
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from cryptography.x509.oid import NameOID
 from bridge.enrolment import CoordinatorFile
 from bridge.study.signing import new_key, public_of
 from server.flower_command import FlowerCommand
+from tests.waiting import free_port
 
 BIN = Path(sys.executable).parent
 FLOWER = {
@@ -95,12 +95,6 @@ out = ""
 kinds = ""
 job = ""
 """
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

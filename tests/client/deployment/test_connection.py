@@ -16,7 +16,8 @@ import pytest
 
 from bridge.enrolment import CoordinatorFile
 from client.deployment.connection import Connection, look, supernode_says
-from tests.client.deployment.coordinator import Authority, free_port
+from tests.client.deployment.coordinator import Authority
+from tests.waiting import free_port
 
 
 @contextmanager

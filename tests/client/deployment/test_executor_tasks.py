@@ -23,8 +23,9 @@ from bridge.processes import ProcessId, descendants, end, process_id
 from client.deployment.clientapp import SITE_VARIABLE
 from client.deployment.executor import PinnedExecutor
 from client.site import Site
-from tests.client.deployment.coordinator import BIN, FLOWER, free_port, process, wait_for
+from tests.client.deployment.coordinator import BIN, FLOWER, process, wait_for
 from tests.client.deployment.deployed import plain_site
+from tests.waiting import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,9 @@ import pytest
 
 from bridge.messages import SENTENCES, ReasonCode
 from client.site import Site
-from tests.client.deployment.coordinator import BIN, Coordinator, bundle_sha256, free_port, process, tiny_app, wait_for
+from tests.client.deployment.coordinator import BIN, Coordinator, bundle_sha256, process, tiny_app, wait_for
 from tests.client.deployment.deployed import accept_code, plain_site
+from tests.waiting import free_port
 
 pytestmark = pytest.mark.slow
 

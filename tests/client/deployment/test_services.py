@@ -17,8 +17,9 @@ from bridge.processes import is_alive, process_id
 from bridge.services import running as running_services
 from client.deployment.init import initialise
 from client.site import Site
-from tests.client.deployment.coordinator import BIN, FLOWER, Coordinator, bundle_sha256, free_port, tiny_app, wait_for
+from tests.client.deployment.coordinator import BIN, FLOWER, Coordinator, bundle_sha256, tiny_app, wait_for
 from tests.client.deployment.deployed import accept_code
+from tests.waiting import free_port
 
 pytestmark = pytest.mark.slow
 

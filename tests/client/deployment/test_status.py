@@ -16,8 +16,9 @@ from client.deployment.services import start_site
 from client.deployment.status import ServiceLine, parse_systemctl, site_status, status_lines
 from client.effort import Effort, record_effort
 from client.site import Site
-from tests.client.deployment.coordinator import Coordinator, free_port
+from tests.client.deployment.coordinator import Coordinator
 from tests.client.deployment.deployed import accept_code
+from tests.waiting import free_port
 
 
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, str, str]:

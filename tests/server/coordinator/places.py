@@ -11,7 +11,6 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,7 @@ import yaml
 from server.coordinator.folder import CoordinatorFolder, ServerFile
 from server.coordinator.initialise import initialise
 from tests.end_to_end.commands import command
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.waiting import free_port
 
 
 def made(path: Path, **settings: Any) -> CoordinatorFolder:
@@ -71,15 +65,6 @@ def write_request(path: Path, named: str, keys: Keys, **changes: str) -> Path:
     }
     path.write_text(yaml.safe_dump(request | changes), encoding="utf-8")
     return path
-
-
-def until(condition: Callable[[], object], seconds: float, what: str) -> Any:
-    """What the condition gives once it is true; fails the test where it never is."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"never within {seconds:g} s: {what}"
-        time.sleep(0.2)
-    return found
 
 
 def spoken(folder: CoordinatorFolder, sent: bytes) -> bytes:

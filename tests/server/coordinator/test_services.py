@@ -19,7 +19,8 @@ from bridge.processes import ProcessId, is_alive, process_id
 from server.coordinator import certificates, nginx, registry, superlink
 from server.coordinator.folder import CoordinatorFolder
 from tests.server.coordinator.conftest import Running
-from tests.server.coordinator.places import SuperNode, made, until, write_request
+from tests.server.coordinator.places import SuperNode, made, write_request
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]
 

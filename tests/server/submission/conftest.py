@@ -12,8 +12,8 @@ from bridge.study.archive import Study, open_study
 from server.coordinator.folder import CoordinatorFolder, ServerFile
 from server.coordinator.initialise import initialise
 from server.study_file import build_study
-from tests.deployment.consortium import free_port
 from tests.server.conftest import Models, models
+from tests.waiting import free_port
 
 __all__ = ["models"]
 

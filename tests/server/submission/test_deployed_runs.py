@@ -19,8 +19,9 @@ from safetensors.numpy import load_file
 from server.record import read_record
 from server.submission.record import read_submission
 from server.submission.runs import run_state
-from tests.deployment.consortium import Consortium, lines, until, whole
+from tests.deployment.consortium import Consortium, lines, whole
 from tests.end_to_end.commands import SMOKE
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment"), pytest.mark.timeout(1800)]
 
