@@ -29,7 +29,7 @@ test: install  ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: install  ## real processes, kills, Flower's own engine, full-size networks
-	$(BIN)/python -m pytest -m slow -n 3 --dist loadgroup
+	$(BIN)/python -m pytest -m slow -n 3 --dist loadfile --no-loadscope-reorder
 
 consortium: install  ## nginx, SuperLink and three hospitals on this machine run two studies (needs nginx)
 	$(BIN)/python -m pytest -m slow -s -v tests/deployment/test_consortium.py

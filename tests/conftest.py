@@ -32,10 +32,3 @@ def oracle() -> Path:
     if not folder.is_dir():
         pytest.skip("the published models' numeric fixtures are not on this machine (../shared/oracle is absent)")
     return folder
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests of one file stay with one worker: what a file sets up may take minutes."""
-    for item in items:
-        if item.get_closest_marker("slow") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))

@@ -73,7 +73,9 @@ class Recording:
                 if proto.HasField("error"):
                     found.append((proto, None))
                 else:
-                    found.append((proto, inflate_object_from_contents(tree.object_id, objects)))
+                    found.append(
+                        (proto, inflate_object_from_contents(tree.object_id, objects, keep_object_contents=True))
+                    )
         return found
 
 

@@ -16,7 +16,6 @@ from tests.waiting import until
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("deployment"),
     pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed (apt install faketime)"),
 ]
 

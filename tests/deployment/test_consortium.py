@@ -28,7 +28,7 @@ from tests.deployment.recorder import Recording, recording
 from tests.end_to_end.commands import call
 from tests.waiting import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment"), pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 DEMO = ROOT / "configs" / "demo.yaml"
 SETTINGS = (

@@ -24,14 +24,14 @@ from tests.deployment.consortium import lines, whole
 from tests.end_to_end.commands import SMOKE, call
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]
+pytestmark = pytest.mark.slow
 
 ROUNDS = 2
 SETTINGS = (
     f"train.rounds={ROUNDS}",
     "sites.minimum=3",
-    "sites.retries=8",
-    "sites.timeout_seconds=25",
+    "sites.retries=12",
+    "sites.timeout_seconds=30",
     "sites.wait_seconds=100",
     "controls=[]",
 )

@@ -27,7 +27,6 @@ from tests.waiting import until
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1200),
-    pytest.mark.xdist_group("deployment"),
     pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed (apt install strace)"),
 ]
 

@@ -16,7 +16,7 @@ from simulations.flower_engine import MARK, end_processes
 from tests.conftest import ROOT
 from tests.end_to_end.commands import environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]
+pytestmark = pytest.mark.slow
 
 PAGE = ROOT / "docs" / "tutorial-deployment.md"
 

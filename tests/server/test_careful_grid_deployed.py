@@ -15,7 +15,7 @@ from server.flower_command import FlowerCommand
 from tests.client.deployment.coordinator import BIN, Coordinator, process, wait_for
 from tests.waiting import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]
+pytestmark = pytest.mark.slow
 
 HONEST, KINDS = "honest", ("body", "large", "honest")
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import uuid
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from simulations.federation import federation_config
 from simulations.flower_engine import MARK, end_processes, marked_processes, run_flower
 
 ROOT = Path(__file__).resolve().parents[2]
+OWN = "TEST_OF_THE_ENGINE"
 
 APP = """
 import os, time
@@ -89,13 +91,21 @@ def mark_of(folder: Path) -> str:
     return sha256_json(str((folder / "run").resolve()))[:32]
 
 
+@pytest.fixture(autouse=True)
+def own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word in the environment of all that a test starts: other tests run Flower beside it."""
+    monkeypatch.setenv(OWN, uuid.uuid4().hex)
+
+
 def ray_processes() -> set[int]:
-    """Flower's and Ray's processes, found without the mark."""
+    """This test's processes of Flower and Ray, found without the engine's mark."""
+    own = f"{OWN}={os.environ[OWN]}".encode()
     names = (b"raylet", b"gcs_server", b"flower-superlink", b"flower-superexec", b"flwr-simulation", b"ray::")
     found = set()
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and any(name in (entry / "cmdline").read_bytes() for name in names):
+            mine = entry.name.isdigit() and own in (entry / "environ").read_bytes().split(b"\0")
+            if mine and any(name in (entry / "cmdline").read_bytes() for name in names):
                 found.add(int(entry.name))
         except OSError:
             continue
@@ -104,7 +114,6 @@ def ray_processes() -> set[int]:
 
 @pytest.mark.slow
 def test_a_run_completes_in_a_neutral_folder_and_leaves_nothing(tiny: Path) -> None:
-    before = ray_processes()
     run(tiny)
     lines = [line.split() for line in (tiny / "out.txt").read_text().splitlines()]
     assert sorted(line[0] for line in lines) == ["0", "1"]
@@ -112,18 +121,17 @@ def test_a_run_completes_in_a_neutral_folder_and_leaves_nothing(tiny: Path) -> N
         assert not Path(folder).is_relative_to(ROOT)  # the SuperLink did not start where the sources lie
         assert "/apps/" in file  # and what ran is the bundle's copy
         assert not Path(file).exists()  # of a home that is gone
-    assert ray_processes() - before == set()
+    assert ray_processes() == set()
     assert marked_processes(mark_of(tiny)) == []
 
 
 @pytest.mark.slow
 def test_a_failing_run_says_so_keeps_the_log_and_leaves_nothing(tiny: Path) -> None:
-    before = ray_processes()
     with pytest.raises(EngineError, match="the run on Flower failed") as caught:
         run(tiny, mode="raise")
     assert "the coordinator stumbled" in caught.value.why
     assert "the coordinator stumbled" in (tiny / "run" / "flower.log").read_text()
-    assert ray_processes() - before == set()
+    assert ray_processes() == set()
 
 
 @pytest.mark.slow
@@ -136,7 +144,6 @@ def test_an_unknown_key_is_told_in_flowers_words(tiny: Path) -> None:
 
 @pytest.mark.slow
 def test_control_c_ends_everything(tiny: Path) -> None:
-    before = ray_processes()
     # What a shell has put into the background ignores SIGINT, and so would the child.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -148,12 +155,12 @@ def test_control_c_ends_everything(tiny: Path) -> None:
     while not (tiny / "out.txt.hangs").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert (tiny / "out.txt.hangs").exists()
-    assert len(ray_processes() - before) >= 3
+    assert len(ray_processes()) >= 3
     child.send_signal(signal.SIGINT)
     _, told = child.communicate(timeout=60)
     assert child.returncode != 0
     assert "KeyboardInterrupt" in told
-    assert ray_processes() - before == set()
+    assert ray_processes() == set()
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from server.coordinator import nginx
 from tests.server.coordinator.conftest import Running
 from tests.server.coordinator.places import heard, made, spoken, statuses
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]
+pytestmark = pytest.mark.slow
 
 _METHODS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH")
 _FLEET = "/v1/fleet/pull-messages"

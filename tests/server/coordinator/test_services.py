@@ -22,7 +22,7 @@ from tests.server.coordinator.conftest import Running
 from tests.server.coordinator.places import SuperNode, made, write_request
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]
+pytestmark = pytest.mark.slow
 
 Make = Callable[[], Running]
 

@@ -23,7 +23,7 @@ from tests.deployment.consortium import Consortium, lines, whole
 from tests.end_to_end.commands import SMOKE
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SETTINGS = (
     "partition.hospitals=2",
