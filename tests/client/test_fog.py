@@ -19,9 +19,9 @@ from client.readers.fog import FogReader
 from client.site import InputFormat, Site
 from client.site_file import Role, SiteFile
 from client.windowing import Cut, cut
+from simulations.made_up.formats import column, fog_rows, write_fog
 
 from .files import PLAIN
-from .published_sets import column, fog_rows, write_fog
 
 EEG, EMG = ("F3", "F4", "C3", "C4", "O1", "O2"), ("EMG1", "EMG2", "EMG3")
 

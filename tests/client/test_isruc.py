@@ -19,9 +19,9 @@ from client.readers.isruc import IsrucReader
 from client.site import InputFormat
 from client.site_file import Role, SiteFile
 from client.windowing import Cut, cut
+from simulations.made_up.formats import wave, write_isruc
 
 from .files import PLAIN
-from .published_sets import wave, write_isruc
 
 EEG = ("F3", "C3", "O1", "F4", "C4", "O2")
 

@@ -16,8 +16,7 @@ import pytest
 
 from client.errors import RecordingError, UnsafePickleError
 from client.readers.restricted_pickle import load_plain
-
-from .python2 import write_python2
+from simulations.made_up.python2 import write_python2
 
 PLAIN: dict[str, Any] = {
     "subject": "S2",

@@ -20,9 +20,9 @@ from client.readers.wesad import WesadReader
 from client.site import InputFormat
 from client.site_file import Role, SiteFile
 from client.windowing import Cut, cut
+from simulations.made_up.formats import by_seconds, wesad_content, write_wesad
 
 from .files import PLAIN
-from .published_sets import by_seconds, wesad_content, write_wesad
 
 THREE = ["baseline", "stress", "amusement"]
 

@@ -26,10 +26,10 @@ from simulations.datasets.isruc import IsrucConfig, isruc_source
 from simulations.datasets.wesad import WesadConfig, wesad_source
 from simulations.errors import CohortError
 from simulations.hospital_files import write_sites
+from simulations.made_up.formats import by_seconds, fog_rows, wesad_content, write_fog, write_isruc, write_wesad
 from simulations.partitions import hospitals
 from simulations.prepare import load_source, prepare, site_folders
 from simulations.split import Split, SplitConfig, split_patients
-from tests.client.published_sets import by_seconds, fog_rows, wesad_content, write_fog, write_isruc, write_wesad
 
 PUBLISHED = SplitConfig(public=0.3333, validation=0.1667, test=0.3333)
 """The published shares: a third trains the old model, and the others are 11, 33 and 22 of 66."""

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 
-class Python2Pickler(pickle._Pickler):  # type: ignore[misc, name-defined]
+class _Python2Pickler(pickle._Pickler):  # type: ignore[misc, name-defined]
     """Protocol 2 with the opcodes that Python 2 chose."""
 
     dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
-    def save_string(self, value: str | bytes) -> None:
+    def _string(self, value: str | bytes) -> None:
         raw = value.encode("latin-1") if isinstance(value, str) else value
         if len(raw) < 256:
             self.write(b"U" + bytes([len(raw)]) + raw)
@@ -21,19 +21,20 @@ class Python2Pickler(pickle._Pickler):  # type: ignore[misc, name-defined]
             self.write(b"T" + struct.pack("<i", len(raw)) + raw)
         self.memoize(value)
 
-    def save_name(self, value: Any, name: str | None = None) -> None:
+    def _name(self, value: Any, name: str | None = None) -> None:
         module = value.__module__.replace("numpy._core", "numpy.core")
         self.write(f"c{module}\n{name or value.__qualname__}\n".encode())
         self.memoize(value)
 
-    dispatch[str] = save_string
-    dispatch[bytes] = save_string
-    dispatch[type] = save_name
-    save_global = save_name
+    dispatch[str] = _string
+    dispatch[bytes] = _string
+    dispatch[type] = _name
+    save_global = _name
 
 
 def write_python2(path: Path, value: Any) -> Path:
+    """Write a value of plain containers and arrays; makes the folder, returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        Python2Pickler(file, protocol=2).dump(value)
+        _Python2Pickler(file, protocol=2).dump(value)
     return path
