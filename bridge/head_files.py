@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +28,20 @@ _PRIVATE, _PUBLIC = ("private_patients", "fitted_on", "privacy"), ("public_patie
 
 
 def save_fitted(
-    fitted: FittedHead, card: EncoderCard, folder: Path, *, classes: tuple[str, ...], training: Mapping[str, Any]
+    fitted: FittedHead,
+    card: EncoderCard,
+    folder: Path,
+    *,
+    classes: tuple[str, ...],
+    training: Mapping[str, Any],
+    left_out: Collection[str] = (),
 ) -> tuple[EncoderCard, HeadCard]:
     """Write `folder/task_head` and, where the whole was trained, `folder/old_encoder`, whole or not at all; returns the
     card of the encoder that the head belongs to and the head's.
 
     `card` is of the encoder that was given to the fit. `training` says on what it was fitted (`data`, `public`,
     `public_patients`, ...); licences and the origin of the weights are carried on from `card`, and so is that a
-    hospital's patients lent data to them.
+    hospital's patients lent data to them. `left_out` names what the cards shall not tell of the fit.
 
     Raises `ConfigError` where one of the folders is there, `WeightsStorageError` where they can't be written, and
     `WeightsError` where the new encoder's family does not read back what its own state is.
@@ -46,7 +52,7 @@ def save_fitted(
             raise ConfigError(
                 f"{folder / name} exists already", why="nothing is overwritten", fix="name another folder, or move it"
             )
-    facts = {**_facts(fitted), **training}
+    facts = {key: value for key, value in _facts(fitted).items() if key not in left_out} | dict(training)
     partial, made = None, not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,8 @@ Each line holds `when` (UTC), `run`, `round` (null outside rounds), `message`, `
 The events: `sent` (an item of a reply), `refused` (a message that was answered by a reason code alone), `ledger` (the
 head of the privacy ledger after a charge: `shape` holds the number of its last row, `sha256` that row's hash),
 `withdrawn` (a patient, by keyed hash in `sha256`), `accepted` and `left` (a study: `run` is its id, `sha256` its hash,
-`purpose` who and which code) and `repaired` (see below).
+`purpose` who and which code), `fitted` (a task head or model on this site's patients: `item` says which, `sha256` is
+its digest, `bytes` the size of its weights) and `repaired` (see below).
 
 Beside the log lies its head (`<log>.head`: lines, bytes, hash), so that removing the last lines is found too. Whoever
 can write both files can forge both; a hospital that fears that copies the head elsewhere.
@@ -40,7 +41,7 @@ LOCK_SECONDS = 60.0
 
 TAIL_BYTES = 65_536
 
-Event = Literal["sent", "refused", "ledger", "withdrawn", "accepted", "left", "repaired"]
+Event = Literal["sent", "refused", "ledger", "withdrawn", "accepted", "left", "fitted", "repaired"]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import typer
 from bridge.console import new_app, run_app
 from bridge.weights_command import new_weights_app
 from client import cli_deployment, cli_study
+from client.cli_head import head_app
 from client.cli_ledger import SiteArgument, forget_command, ledger_app
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ policy_app = typer.Typer(help="Look at what this site permits.", no_args_is_help
 app.add_typer(audit_app, name="audit")
 app.add_typer(policy_app, name="policy")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(head_app, name="head")
 app.add_typer(new_weights_app(), name="weights")
 app.command("forget")(forget_command)
 cli_study.register(app)
@@ -163,8 +165,13 @@ def _print_sums(entries: list[Line]) -> None:
     from client.audit import totals
 
     sent, refused = totals(entries)
-    if not sent and not refused:
+    fitted = [line for line in entries if line.entry.event == "fitted"]
+    if not sent and not refused and not fitted:
         typer.echo("nothing has left this site")
+        return
+    for line in fitted:
+        typer.echo(f"{line.when}  {line.entry.item} {line.entry.sha256[:16]}...  {line.entry.purpose}")
+    if not sent and not refused:
         return
     typer.echo(f"{'run':<22}{'item':<24}{'times':>6}{'bytes':>14}  purpose")
     for row in sent:

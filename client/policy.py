@@ -51,6 +51,7 @@ class Policy(Settings):
     minimum_group: int = Field(default=5, ge=1)
     max_rounds: int = Field(default=100, ge=1)
     max_seconds_per_message: float = Field(default=3600.0, gt=0)
+    fit_head: bool = False
     privacy: PrivacyPolicy = PrivacyPolicy()
 
     @field_validator("site")
@@ -101,6 +102,16 @@ class Policy(Settings):
                 f"the item '{item}' may not leave",
                 why="the policy's items do not list it",
                 fix=f"add '{item}' to items if the hospital agrees",
+            )
+
+    def demand_fit(self) -> None:
+        """Raise `PolicyError` unless a task head may be fitted on the site's patients."""
+        if not self.fit_head:
+            raise PolicyError(
+                ReasonCode.POLICY_FORBIDS,
+                "no task head may be fitted on this site's patients",
+                why="the policy's fit_head is false; a head or model that was fitted on patients can reveal them",
+                fix="set fit_head: true if the hospital agrees to hand out what is fitted",
             )
 
     def _judge_coordinator(self, job: Job) -> None:

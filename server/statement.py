@@ -46,6 +46,10 @@ _NOT_COVERED = (
     "What is learnt about people in general, which would be learnt without any one patient, too.",
     "What hospitals do with their own recordings, and what is known about a patient from elsewhere.",
 )
+_LENT = (
+    "The patients on whom a hospital fitted a frozen model without a privacy mechanism: whoever has the model may learn "
+    "about them, and no noise of this run protects them.",
+)
 _NO_GUARANTEE = "Threat model 'none' adds no noise: what leaves the sites can reveal information about their patients."
 
 
@@ -127,23 +131,26 @@ def build_statement(job: Job, record: RunRecord) -> Statement:
     Raises `ConfigError` where the job lacks a noise multiplier that its plan needs.
     """
     provenance = [_provenance(name, card) for name, card in record.models.items()]
+    fitted = [_fitted(name, card) for name, card in record.models.items() if _fitted_on(card)]
     if not job.privacy.private:
         return Statement(
             run_id=record.run_id,
             name=job.name,
             threat_model="none",
             verdict="none",
-            reasons=[_NO_GUARANTEE],
+            reasons=[_NO_GUARANTEE, *fitted],
             trusted=_TRUSTED["none"],
             choices=_choices(job, record),
             provenance=provenance,
-            not_covered=list(_NOT_COVERED),
+            not_covered=[*_NOT_COVERED, *(_LENT * bool(fitted))],
         )
     from bridge.privacy.accounting import plan_releases, true_positive_rate
 
     events = [_event(job, release) for release in plan_releases(job)]
     cohorts = _cohorts(job, events)
     verdict, reasons = _verdict(job, provenance)
+    # A model that was fitted on patients voids the claim; here is on whose.
+    reasons += fitted
     largest = max((cohort.epsilon for cohort in cohorts), default=0.0)
     return Statement(
         run_id=record.run_id,
@@ -162,7 +169,7 @@ def build_statement(job: Job, record: RunRecord) -> Statement:
         public=_public(job, record),
         choices=_choices(job, record),
         provenance=provenance,
-        not_covered=list(_NOT_COVERED),
+        not_covered=[*_NOT_COVERED, *(_LENT * bool(fitted))],
     )
 
 
@@ -244,8 +251,21 @@ def _provenance(name: str, card: Mapping[str, Any]) -> ModelProvenance:
         model=name,
         digest=str(card.get("digest", "")),
         trained_on=trained,
-        data=str(training.get("data") or "not said by its card"),
+        data=str(training.get("data") or "not said by its card") + (f" ({lent})" if (lent := _fitted_on(card)) else ""),
     )
+
+
+def _fitted(name: str, card: Mapping[str, Any]) -> str:
+    return f"The {_words(name)} was fitted on {_fitted_on(card)}, without a privacy mechanism, says its card."
+
+
+def _fitted_on(card: Mapping[str, Any]) -> str:
+    """On whose patients a hospital fitted the model (`fedbridge-site head fit`), and how many; empty for others."""
+    training = card.get("training") or {}
+    where, number = training.get("fitted_on"), training.get("private_patients")
+    if not where:
+        return ""
+    return str(where) + (f", {number} of them" if number else "")
 
 
 def _words(model: str) -> str:
