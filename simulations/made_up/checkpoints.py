@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bridge.errors import ConfigError
-from bridge.files import cause
+from bridge.files import cause, whole_file
 from simulations.errors import UnwritableError
 from simulations.made_up.checkpoint_keys import COUNTER, SIZES, published_keys
 from simulations.parity.fill import weight
@@ -55,13 +55,11 @@ def write_checkpoint(model: str, path: Path, size: str = "base", *, seed: int = 
     `ConfigError` for an unknown size, and `UnwritableError` where it can't be written; then nothing is left behind.
     """
     content = file_content(model, filled_state(model, size, seed), older_names)
-    partial = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, partial)
-        partial.replace(path)
+        with whole_file(path) as file:
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:  # torch's own writer tells of a full disk by RuntimeError
-        partial.unlink(missing_ok=True)
         raise UnwritableError(
             f"{path}: can't be written",
             why=cause(error) if isinstance(error, OSError) else str(error).splitlines()[0],

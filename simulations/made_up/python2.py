@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pickle
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 
-class _Python2Pickler(pickle._Pickler):  # type: ignore[misc, name-defined]
+class _Python2Pickler(pickle._Pickler):
     """Protocol 2 with the opcodes that Python 2 chose."""
 
-    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)
+    # The parent has these two; its published types don't.
+    write: Callable[[bytes], Any]
+    memoize: Callable[[Any], None]
 
     def _string(self, value: str | bytes) -> None:
         raw = value.encode("latin-1") if isinstance(value, str) else value
