@@ -40,7 +40,7 @@ class HeadSettings(Settings):
 
     train: Literal["head", "whole"] = "head"
     """`head`: the encoder stays as it is. `whole`: it is trained, too, which makes another encoder of it."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1000)
     """Of Adam, without a schedule."""
     batch: int = Field(default=64, ge=1)
     """Windows in a mini-batch."""
@@ -178,14 +178,16 @@ def _train(
     for epoch in range(1, settings.epochs + 1):
         order = torch.from_numpy(train)[torch.randperm(len(train), generator=generator)]
         history.loss.append(_epoch(network, order, y, weights, settings.batch, optimiser))
-        predicted = network.logits(torch.from_numpy(judges.rows)).argmax(dim=1).numpy()
-        counts.append(counts_by_patient(judges.patients, labels, predicted, len(weights), seed))
+        logits = network.logits(torch.from_numpy(judges.rows))
+        _require_finite(logits)
+        counts.append(counts_by_patient(judges.patients, labels, logits.argmax(1).numpy(), len(weights), seed))
         score = float(balanced_accuracy(counts[-1].sum(axis=0)))
         history.validation.append((epoch, score))
         if settings.keep == "last" or score > best:
             best, history.kept_step, kept = score, epoch, copy.deepcopy(network.state())
         if progress is not None:
             progress("task head", epoch, settings.epochs)
+    optimiser.zero_grad(set_to_none=True)
     network.restore(kept)
     return history, np.stack(counts)
 
@@ -208,14 +210,20 @@ def _epoch(
         for part in torch.split(rows, network.at_once(len(rows))):
             share = F.cross_entropy(network.training_logits(part), y[part], weights, reduction="sum") / whole
             share.backward()  # type: ignore[no-untyped-call]
+            _require_finite(share.detach())
             loss += float(share.detach())
-        if not math.isfinite(loss):
-            raise SelectionError(
-                "the loss left all bounds", why="the steps are too large", fix="set a smaller learning_rate"
-            )
         optimiser.step()
         losses.append(loss)
     return float(np.mean(losses))
+
+
+def _require_finite(values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise SelectionError(
+            "the training left all bounds",
+            why="a loss or a logit is not finite: the steps are too large, or the values of the windows",
+            fix="set a smaller learning_rate, and check the unit of the recordings",
+        )
 
 
 class _HeadAlone:

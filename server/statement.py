@@ -47,7 +47,7 @@ _NOT_COVERED = (
     "What hospitals do with their own recordings, and what is known about a patient from elsewhere.",
 )
 _LENT = (
-    "The patients on whom a hospital fitted a frozen model without a privacy mechanism: whoever has the model may learn "
+    "The patients on whom a hospital fitted a frozen model without a privacy mechanism: whoever has it may learn "
     "about them, and no noise of this run protects them.",
 )
 _NO_GUARANTEE = "Threat model 'none' adds no noise: what leaves the sites can reveal information about their patients."
