@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ENCODER, HEAD = "old_encoder", "task_head"
 _LICENCE = ("model", "licence_code", "licence_weights", "commercial_use")
 _ORIGIN = (*_LICENCE, "official_file", "source_sha256", "options")
-_PRIVATE, _PUBLIC = ("private_patients", "fitted_on", "privacy"), ("public_patients",)
+_PRIVATE, _PUBLIC = ("private_patients", "fitted_on", "privacy"), ("public", "public_patients")
 
 
 def save_fitted(
@@ -127,10 +127,10 @@ def _inherited(card: EncoderCard, facts: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: before[key] for key in _ORIGIN if key in before}
     found |= {key: before[key] for key in _PRIVATE if private and key in before}
     found |= dict(facts)
-    if private:
+    if private or facts.get("public") is False:
         found["public"] = False
-    elif not public and found.get("public") is not False:
-        found = {key: value for key, value in found.items() if key not in ("public", *_PUBLIC)}
+    if not public or found.get("public") is False:
+        found = {key: value for key, value in found.items() if key not in _PUBLIC or value is False}
     found["trained_from"] = card.digest
     found["data"] = "; then ".join(str(each) for each in (before.get("data"), facts.get("data")) if each)
     return found
