@@ -34,7 +34,7 @@ from simulations.datasets.eegmat import EegmatConfig
 from simulations.datasets.fog import FogConfig
 from simulations.datasets.isruc import IsrucConfig
 from simulations.datasets.wesad import WesadConfig
-from simulations.encoders import EncodersConfig
+from simulations.models.config import EncodersConfig
 from simulations.partitions import PartitionConfig
 from simulations.split import SplitConfig
 
@@ -151,7 +151,7 @@ class SimulationConfig(Settings):
 
 
 def load_simulation(path: Path, overrides: Iterable[str] = ()) -> SimulationConfig:
-    """The configuration in a YAML file, with `key.inner=value` overrides; folders become absolute.
+    """The configuration in a YAML file, with `key.inner=value` overrides; paths become absolute.
 
     Raises `ConfigError` where a key is unknown (it names the closest) or a value is out of bounds.
     """
@@ -163,7 +163,8 @@ def load_simulation(path: Path, overrides: Iterable[str] = ()) -> SimulationConf
         _override(content, override)
     name = str(path) + (f" with --set {' '.join(listed)}" if listed else "")
     config = parse_model(content, SimulationConfig, name)
-    return config.model_copy(update={"data": config.data.placed(path.absolute().parent)})
+    base = path.absolute().parent
+    return config.model_copy(update={"data": config.data.placed(base), "encoders": config.encoders.placed(base)})
 
 
 def _override(content: dict[str, Any], override: str) -> None:

@@ -1,6 +1,6 @@
 """The plan of a study before it runs: what it costs each patient, and whether a bridge can come out of it.
 
-Everything follows from the configuration alone: no recording is opened and no cohort is made.
+Everything follows from the configuration alone: no recording and no weights are opened, and no cohort is made.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from bridge.privacy.forecast import (
     metric_outlook,
 )
 from bridge.shape import BridgeShape
-from bridge.windows import Preprocessing, WindowSpec
 from client.readers.fog import CLASSES as FOG_CLASSES
 from server.statement import sensitivity
 from simulations.config import SimulationConfig
 from simulations.datasets.cinc2015 import ALARM_CLASSES, HEART_RATE_CLASSES
 from simulations.datasets.eegmat import CLASSES as EEGMAT_CLASSES
-from simulations.encoders import NewEncoderConfig
+from simulations.models.layouts import planned_card
+from simulations.models.signals import signals_of
 
 _PLACEHOLDER = Models(old_encoder="", new_encoder="", task_head="")
 
@@ -125,12 +125,13 @@ def plan(config: SimulationConfig) -> Plan:
     Raises `ConfigError` where a phase has neither noise nor epsilon, or an epsilon can't be met.
     """
     job = resolved(config.job(_PLACEHOLDER))
-    study, bridge = _study(config), _bridge(config, job)
+    study, cards = _study(config), _cards(config)
+    bridge = _bridge(cards, job)
     if not job.privacy.private:
         remark = "Threat model none: no noise, no formal guarantee. What leaves the sites can reveal information."
         return Plan(name=job.name, threat_model="none", study=study, bridge=bridge, remarks=[remark])
     releases = plan_releases(job)
-    phases = [_phase(config, job, study, bridge, release) for release in releases]
+    phases = [_phase(config, job, study, cards, bridge, release) for release in releases]
     main = next((phase for phase in phases if phase.phase == ("training" if job.rounds else "closed_form")), None)
     needed = main.patients_needed if main else None
     return Plan(
@@ -209,7 +210,7 @@ def _study(config: SimulationConfig) -> StudyPlan:
         each = config.data.builtin.hospital_patients / sites
         return StudyPlan(
             sites=sites,
-            pair_patients=each * (1 - tested - split.validation),
+            pair_patients=each * (1 - tested - split.validation) * split.pair_share,
             test_patients=each * tested,
             expected_from="the built-in cohort's configuration",
             patients_bound=asked.patients_bound,
@@ -231,34 +232,24 @@ class _Cards:
 
 def _cards(config: SimulationConfig) -> _Cards:
     """Cards with the layouts of the encoders to come; nothing else in them is read."""
-    return _Cards(_card(config.encoders.old), _card(config.encoders.new))
-
-
-def _card(encoder: NewEncoderConfig) -> EncoderCard:
-    sizes = encoder.architecture
-    layouts = ((sizes.tokens, sizes.width),) * sizes.blocks
-    return EncoderCard(
-        family="compact",
-        window=WindowSpec(modality="ECG", channels=("any",), rate_hz=1.0, samples=sizes.tokens),
-        preprocessing=Preprocessing(),
-        layouts_in=layouts,
-        layouts_out=layouts,
-        parameters=0,
-        weights_sha256="",
+    signals = signals_of(config.data)
+    return _Cards(
+        planned_card(config.encoders.old, signals.old, signals.seconds),
+        planned_card(config.encoders.new, signals.new, signals.seconds),
     )
 
 
-def _shapes(config: SimulationConfig, job: Job) -> list[BridgeShape]:
+def _shapes(cards: _Cards, job: Job) -> list[BridgeShape]:
     """The bridge at every pair of positions that may be chosen."""
-    cards, chosen = _cards(config), job.selection
+    chosen = job.selection
     if chosen.input_position is not None and chosen.output_position is not None:
         return [BridgeShape.of(job.bridge, cards.old, cards.new, (chosen.input_position, chosen.output_position))]
     positions = product(range(cards.new.positions), range(cards.old.positions))
     return [BridgeShape.of(job.bridge, cards.old, cards.new, each) for each in positions]
 
 
-def _bridge(config: SimulationConfig, job: Job) -> BridgePlan:
-    shapes = _shapes(config, job)
+def _bridge(cards: _Cards, job: Job) -> BridgePlan:
+    shapes = _shapes(cards, job)
     counts = [shape.parameters for shape in shapes]
     gram = job.privacy.gram
     statistics = max(closed_form_length(shape, gram) for shape in shapes) if job.train.solves else None
@@ -279,12 +270,14 @@ def _classes(config: SimulationConfig) -> int:
     return len(ALARM_CLASSES if alarm else HEART_RATE_CLASSES)
 
 
-def _phase(config: SimulationConfig, job: Job, study: StudyPlan, bridge: BridgePlan, release: Release) -> PhasePlan:
+def _phase(
+    config: SimulationConfig, job: Job, study: StudyPlan, cards: _Cards, bridge: BridgePlan, release: Release
+) -> PhasePlan:
     asked = job.privacy
     classes = _classes(config)
     numbers: dict[Phase, int] = {
-        "probe": config.encoders.new.architecture.blocks,
-        "similarity": config.encoders.old.architecture.blocks,
+        "probe": cards.new.positions,
+        "similarity": cards.old.positions,
         "closed_form": bridge.statistics or 0,
         "training": bridge.parameters,
         "metrics": TABLES * classes**2,

@@ -1,7 +1,7 @@
 """From a configuration to real site folders, models and a job: what a hospital and a coordinator would have on disk.
 
     DIR/sites/site-<i>/   site.yaml, policy.yaml, labels.csv, recordings/ (links, or copies)
-    DIR/models/           old_encoder, new_encoder, task_head, public_vectors.safetensors
+    DIR/models/           old_encoder, new_encoder, task_head, public_vectors.safetensors (simulations.models.public)
     DIR/job.yaml          the job that every site is asked to do
     DIR/app/, DIR/run-config.toml, DIR/federation-config.toml   the same for `flwr run`
     DIR/study.yaml        instead of those three, where the site folders stand alone: a study to build
@@ -16,7 +16,7 @@ import os
 import secrets
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,32 +29,25 @@ from bridge.job import Job, Models, job_text
 from bridge.privacy.calibration import resolved
 from bridge.run_config import RUN_CONFIG_DEFAULTS, Value, toml_text
 from client.errors import NoWindowsError
-from client.site import InputFormat, Site
-from client.site_file import (
-    LabelsSection,
-    ModelsSection,
-    SiteFile,
-    SplitsSection,
-)
+from client.site_file import ModelsSection, SiteFile
 from server.errors import RunFolderError
 from simulations.config import DataConfig, SimulationConfig
-from simulations.encoders import HEAD, NEW, OLD, NewEncoderConfig, PublicWindows, train_models
 from simulations.federation import federation_config
 from simulations.hospital_files import (
     MODELS,
     SITES,
     common_keys,
     labels_section,
-    members_of,
     signal_section,
     site_names,
-    write_labels,
-    write_recordings,
     write_sites,
 )
+from simulations.models.make import make_models
+from simulations.models.places import HEAD, NEW, OLD
+from simulations.models.reading import site_of
 from simulations.partitions import hospitals
 from simulations.progress import Progress
-from simulations.source import PatientData, Source
+from simulations.source import Source
 from simulations.split import Split, split_patients
 
 CONFIG, JOB, STUDY, APP = "config.yaml", "job.yaml", "study.yaml", "app"
@@ -73,10 +66,10 @@ def prepare(
 ) -> Path:
     """Make the folder `out` of a study and return it.
 
-    Models are trained on the public patients, or taken from the cache. `copy` puts copies of the recordings into the
-    site folders, links otherwise; `standalone` makes site folders that may be carried to machines of their own, and a
-    study to build. Raises `RunFolderError` where `out` exists and holds something, or can't be written, and what
-    source, split, partition and training raise; then nothing is left behind.
+    Models are made from the public patients and from published files, or taken from the cache. `copy` puts copies of
+    the recordings into the site folders, links otherwise; `standalone` makes site folders that may be carried to
+    machines of their own, and a study to build. Raises `RunFolderError` where `out` exists and holds something, or
+    can't be written, and what source, split, partition and the making of models raise; then nothing is left behind.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 - a link is kept as the user named it
     _check_free(out)
@@ -85,7 +78,7 @@ def prepare(
     dealt = hospitals(source, split, config.partition, config.seed)
     with _whole_or_not(out) as folder:
         _write_text(folder / CONFIG, config.text())
-        _train(source, split, config, folder, progress)
+        make_models(config, source, split, folder / MODELS, progress)
         _write_examples(source, split, config, folder)
         write_sites(source, dealt, config, folder, copy=copy, standalone=standalone, progress=progress)
         job = _write_job(config, folder, len(dealt))
@@ -166,44 +159,6 @@ def flwr_command(folder: Path) -> str:
     )
 
 
-def _train(source: Source, split: Split, config: SimulationConfig, folder: Path, progress: Progress) -> None:
-    """Train the models on the public patients, whose windows come through a site's own data path."""
-    progress("public windows", 0, 2)
-    old = _public_windows(source, split.public_old, config, "old", folder)
-    progress("public windows", 1, 2)
-    new = _public_windows(source, split.public_new, config, "new", folder)
-    progress("public windows", 2, 2)
-    train_models(old, new, source.classes, config.encoders, folder / MODELS, data=source.description, progress=progress)
-
-
-def _public_windows(
-    source: Source, patients: Sequence[str], config: SimulationConfig, role: str, folder: Path
-) -> PublicWindows:
-    from client.windowing import windows_of
-
-    is_old = role == "old"
-    encoder: NewEncoderConfig = config.encoders.old if is_old else config.encoders.new
-    members = members_of(source, patients)
-    file = SiteFile(
-        site=f"public-{role}",
-        old=signal_section(source, "old") if is_old else None,
-        new=None if is_old else signal_section(source, "new"),
-        splits=SplitsSection(pair=tuple(patients), validation=(), test=()),
-        labels=labels_section(source, config.data) if is_old else LabelsSection(),
-        **common_keys(source),
-    )
-    spec = encoder.spec(source.old if is_old else source.new, source.window_seconds)
-    form = InputFormat(window=spec, preprocessing=encoder.preprocessing)
-    with _public_site(folder, file, members) as site:
-        if is_old:
-            windows = windows_of(site, "pair", ("old",), {"old": form})
-        else:
-            windows = windows_of(site, "pair", ("new",), {"new": form})
-    x = windows.old if is_old else windows.new
-    assert x is not None
-    return PublicWindows(x, windows.table.patients, windows.table.labels, spec, encoder.preprocessing)
-
-
 def _write_examples(source: Source, split: Split, config: SimulationConfig, folder: Path) -> None:
     """A few windows for the report; none where nobody may be shown."""
     from server.report.windows import write_example_windows
@@ -220,21 +175,8 @@ def _write_examples(source: Source, split: Split, config: SimulationConfig, fold
         models=ModelsSection(**{name: folder / MODELS / name for name in (OLD, NEW, HEAD)}),
         **common_keys(source),
     )
-    with _public_site(folder, file, members) as site, suppress(NoWindowsError):
+    with site_of(file, members) as site, suppress(NoWindowsError):
         write_example_windows(folder, example_windows(site, source.classes))
-
-
-@contextmanager
-def _public_site(folder: Path, file: SiteFile, members: Sequence[PatientData]) -> Iterator[Site]:
-    """A site of some patients for as long as the block lasts."""
-    place = folder / ".public"
-    write_recordings(place / "recordings", members, copy=False)
-    if file.labels.source == "csv":
-        write_labels(place / "labels.csv", members)
-    try:
-        yield Site(place / "site.yaml", file)
-    finally:
-        shutil.rmtree(place)
 
 
 def _write_job(config: SimulationConfig, folder: Path, sites: int) -> Job:

@@ -26,6 +26,9 @@ class SplitConfig(Settings):
     """Share of the hospitals' patients who are tested; `rotations` above 1 set it instead."""
     validation: float = Field(default=0.0, ge=0, lt=1)
     """Share of the hospitals' patients on whom rounds are judged, where `keep: best` or `evaluate.every` asks."""
+    pair_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the pair patients that are kept, at least one; a smaller share keeps a part of whom a larger one does.
+    The others take no part."""
     rotations: int = Field(default=1, ge=1)
     """Above 1: so many splits that between them test each patient exactly once."""
     rotation: int = Field(default=0, ge=0)
@@ -84,7 +87,7 @@ def split_patients(source: Source, config: SplitConfig) -> Split:
     split = Split(
         public_old=_names([*fixed["public_old"], *lends_old]),
         public_new=_names([*fixed["public_new"], *lends_new]),
-        pair=_names(parts.pair),
+        pair=_names(_kept(parts.pair, config)),
         validation=_names(parts.validation),
         test=_names(parts.test),
     )
@@ -111,6 +114,11 @@ def _check_roles(source: Source) -> None:
 def _count(share: float, patients: Sequence[PatientData]) -> int:
     """A share of patients, at least one where any is asked for."""
     return max(1, round(share * len(patients))) if share > 0 and patients else 0
+
+
+def _kept(pair: Sequence[PatientData], config: SplitConfig) -> list[PatientData]:
+    """The first patients of a line that does not depend on the share."""
+    return _line(pair, config.seed)[: _count(config.pair_share, pair)]
 
 
 def _names(patients: Sequence[PatientData]) -> tuple[str, ...]:

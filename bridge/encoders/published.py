@@ -80,17 +80,15 @@ class PublishedModel:
         Raises `ConfigError` for an option that the model has not, `WindowError` where the windows don't fit, and
         `WeightsError` with the names of missing, extra and misshapen keys.
         """
-        self._check_options(options)
+        self.check_options(options)
         return cast("tuple[Mapping[str, Tensor], Settings]", self._module().published(state, window, **options))
 
     def encoder(self) -> type[SplitEncoder]:
         """The encoder's class."""
         return cast("type[SplitEncoder]", getattr(self._module(), self.encoder_class))
 
-    def _module(self) -> Any:
-        return import_module(f"bridge.encoders.{self.module}")
-
-    def _check_options(self, options: Mapping[str, str | int]) -> None:
+    def check_options(self, options: Mapping[str, str | int]) -> None:
+        """Raise `ConfigError` for an option that the model has not, or a value that can't be."""
         for name, value in options.items():
             if name not in self.options:
                 known = ", ".join(self.options) or "none"
@@ -100,6 +98,9 @@ class PublishedModel:
                 raise ConfigError(f"option {name} can't be {value!r}", fix=f"choose one of {', '.join(values)}")
             if not values and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 raise ConfigError(f"option {name} can't be {value!r}", fix="give a whole number, 0 or more")
+
+    def _module(self) -> Any:
+        return import_module(f"bridge.encoders.{self.module}")
 
 
 MODELS: tuple[PublishedModel, ...] = (

@@ -18,8 +18,11 @@ from bridge.encoders.loading import load_encoder, read_encoder_card
 from bridge.errors import SelectionError
 from bridge.head import load_head, read_head_card
 from bridge.windows import Modality, Preprocessing, WindowSpec
-from simulations.encoders import EncodersConfig, PublicWindows, is_complete, spread_rows, train_models
 from simulations.errors import CohortError
+from simulations.models.compact import train_models
+from simulations.models.config import EncodersConfig
+from simulations.models.places import is_complete
+from simulations.models.windows import PublicWindows, spread_rows
 
 SMALL = {"width": 16, "blocks": 2, "heads": 2, "tokens": 10}
 CONFIG = EncodersConfig.model_validate(
