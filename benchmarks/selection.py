@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,65 +20,77 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.setting import ARCHITECTURE, CLASSES, HEADER, Setting, in_child, load, measure, prepare, row
+from benchmarks.setting import CLASSES, HEADER, Setting, blocks_of, in_child, load, measure, prepare, row
 from bridge.cka import similarity_scores
-from bridge.encoders.compact import CompactEncoder
+from bridge.encoders.protocol import Encoder
+from bridge.encoders.split import SplitEncoder
 from bridge.probe import probe_scores
 from bridge.selection import choose_position
 
 BATCH, FOLDS, GOAL = 64, 5, 4.0
 
 
-def hooked(network: nn.Module, block: nn.Module, x: Tensor, *, side: str) -> tuple[Tensor, Tensor]:
-    """Run the whole network over all windows; the pooled input or output of one block, and the final tokens pooled."""
+def hooked(network: SplitEncoder, i: int, x: Tensor, *, side: str) -> tuple[Tensor, Tensor]:
+    """Run the whole network over all windows; the pooled input or output of block `i`, and the final tokens pooled."""
     seen: list[Tensor] = []
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append((inputs[0] if side == "in" else output).mean(dim=1))
+        seen.append(network.to_tokens(inputs[0] if side == "in" else output).mean(dim=1))
 
-    handle = block.register_forward_hook(hook)
+    handle = blocks_of(network)[i].register_forward_hook(hook)
     final = torch.cat([network(part).mean(dim=1) for part in x.split(BATCH)])
     handle.remove()
     return torch.cat(seen), final
 
 
 def naive(s: Setting) -> tuple[Any, Any]:
-    scores = []
+    scores, last = [], s.old_encoder.positions - 1
     for i in range(s.new_encoder.positions):
-        features, _ = hooked(s.new_encoder, s.new_encoder.blocks[i], s.new, side="out")
-        _, final = hooked(s.old_encoder, s.old_encoder.blocks[-1], s.old, side="out")
+        features, _ = hooked(s.new_encoder, i, s.new, side="out")
+        _, final = hooked(s.old_encoder, last, s.old, side="out")
         labels = s.head(final).argmax(dim=1).numpy()
         scores.append(probe_scores([features.numpy()], labels, s.patients, CLASSES, FOLDS, "key")[0])
     m = choose_position(scores)
     similarities = []
     for i in range(s.old_encoder.positions):
-        chosen, _ = hooked(s.new_encoder, s.new_encoder.blocks[m], s.new, side="out")
-        inputs, _ = hooked(s.old_encoder, s.old_encoder.blocks[i], s.old, side="in")
+        chosen, _ = hooked(s.new_encoder, m, s.new, side="out")
+        inputs, _ = hooked(s.old_encoder, i, s.old, side="in")
         similarities.append(similarity_scores(chosen.numpy(), [inputs.numpy()])[0])
     return np.array(scores), np.array(similarities)
 
 
-def tapped(encoder: CompactEncoder, x: Tensor) -> tuple[Any, Any]:
-    """Every position's pooled input and output, `(positions, windows, width)` each, from one pass over the windows."""
-    shape = (encoder.positions, len(x), ARCHITECTURE.width)
-    inputs, outputs = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    for first in range(0, len(x), BATCH):
-        rows = slice(first, first + BATCH)
-        taps = encoder.taps(x[rows])
-        for i in range(encoder.positions):
-            inputs[i, rows], outputs[i, rows] = taps.inputs[i], taps.outputs[i]
-    return inputs, outputs
+def keeping(s: Setting) -> tuple[Any, Any]:
+    """As `naive`, but what a run gave is kept: one run of a network for each of its positions."""
+    features = [hooked(s.new_encoder, i, s.new, side="out")[0].numpy() for i in range(s.new_encoder.positions)]
+    runs = [hooked(s.old_encoder, i, s.old, side="in") for i in range(s.old_encoder.positions)]
+    labels = s.head(runs[-1][1]).argmax(dim=1).numpy()
+    return judged(s, labels, features, [inputs.numpy() for inputs, _ in runs])
+
+
+def judged(s: Setting, labels: Any, features: list[Any], inputs: list[Any]) -> tuple[Any, Any]:
+    scores = probe_scores(features, labels, s.patients, CLASSES, FOLDS, "key")
+    return scores, similarity_scores(features[choose_position(scores)], inputs)
+
+
+def tapped(encoder: Encoder, x: Tensor) -> tuple[list[Any], list[Any]]:
+    """Every position's pooled input and output, `(windows, width)` each, from one pass over the windows."""
+    passes = [(taps.inputs, taps.outputs) for taps in map(encoder.taps, x.split(BATCH))]
+    inputs, outputs = zip(*passes, strict=True)
+    return pooled(inputs), pooled(outputs)
+
+
+def pooled(passes: Sequence[tuple[Tensor, ...]]) -> list[Any]:
+    return [torch.cat(parts).numpy() for parts in zip(*passes, strict=True)]
 
 
 def ours(s: Setting) -> tuple[Any, Any]:
     _, features = tapped(s.new_encoder, s.new)
     inputs, outputs = tapped(s.old_encoder, s.old)
     labels = s.head(torch.from_numpy(outputs[-1])).argmax(dim=1).numpy()
-    scores = probe_scores(list(features), labels, s.patients, CLASSES, FOLDS, "key")
-    return scores, similarity_scores(features[choose_position(scores)], list(inputs))
+    return judged(s, labels, features, inputs)
 
 
-VARIANTS = {"naive": naive, "ours": ours}
+VARIANTS = {"naive": naive, "keeping": keeping, "ours": ours}
 
 
 def child(variant: str, folder: Path, repeats: int) -> dict[str, Any]:

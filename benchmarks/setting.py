@@ -1,4 +1,4 @@
-"""What the method's benchmarks share: compact encoders, made windows, and one child process a variant."""
+"""What the method's benchmarks share: encoders with random weights, made windows, and one child process a variant."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from bridge.encoders.compact import CompactArchitecture, CompactEncoder
 from bridge.encoders.loading import load_encoder, save_encoder
+from bridge.encoders.split import SplitEncoder
 from bridge.head import TaskHead, load_head, save_head
 from bridge.windows import Modality, Preprocessing, WindowSpec
 
@@ -28,10 +30,10 @@ RATE_HZ = 125
 
 @dataclass
 class Setting:
-    """Both encoders, the head, and the windows of one site; ECG is the old modality, PPG the new one."""
+    """Both encoders, the head, and the windows of one site."""
 
-    old_encoder: CompactEncoder
-    new_encoder: CompactEncoder
+    old_encoder: SplitEncoder
+    new_encoder: SplitEncoder
     head: TaskHead
     old: torch.Tensor
     new: torch.Tensor
@@ -39,19 +41,36 @@ class Setting:
 
 
 def prepare(folder: Path, patients: int, windows: int) -> None:
-    """Write encoders with random weights (speed does not depend on what they learned), a head, and noise windows."""
+    """Write compact encoders, a head, and noise windows; ECG is the old modality, PPG the new one."""
     torch.manual_seed(0)
-    digests = {}
-    modalities: dict[str, Modality] = {"old_encoder": "ECG", "new_encoder": "PPG"}
-    for name, modality in modalities.items():
+    encoders = []
+    modalities: tuple[Modality, ...] = ("ECG", "PPG")
+    for modality in modalities:
         spec = WindowSpec(modality=modality, channels=("one",), rate_hz=RATE_HZ, samples=SECONDS * RATE_HZ)
-        encoder = CompactEncoder(spec, ARCHITECTURE)
+        encoders.append(CompactEncoder(spec, ARCHITECTURE))
+    old, new = encoders
+    write(folder, old, new, patients, windows, lambda _: TaskHead(ARCHITECTURE.width, CLASSES))
+
+
+def write(
+    folder: Path,
+    old: SplitEncoder,
+    new: SplitEncoder,
+    patients: int,
+    windows: int,
+    head_on: Callable[[torch.Tensor], TaskHead],
+) -> None:
+    """Write encoders with random weights (speed does not depend on what they learned), normed noise windows, and the
+    head that `head_on` makes for the old encoder's windows."""
+    made, digests = {}, {}
+    for name, encoder in (("old_encoder", old), ("new_encoder", new)):
         card = encoder.card(Preprocessing(), {})
         digests[name] = save_encoder(folder / name, encoder.state_dict(), card).digest
-        signal = torch.randn(patients * windows, 1, spec.samples).cumsum(dim=-1)
-        normed = (signal - signal.mean(dim=-1, keepdim=True)) / signal.std(dim=-1, keepdim=True)
-        np.save(folder / f"{name}.windows.npy", normed.numpy())
-    head = TaskHead(ARCHITECTURE.width, CLASSES)
+        spec = encoder.window
+        signal = torch.randn(patients * windows, len(spec.channels), spec.samples).cumsum(dim=-1)
+        made[name] = (signal - signal.mean(dim=-1, keepdim=True)) / signal.std(dim=-1, keepdim=True)
+        np.save(folder / f"{name}.windows.npy", made[name].numpy())
+    head = head_on(made["old_encoder"])
     names = tuple(f"class {i}" for i in range(CLASSES))
     save_head(folder / "task_head", head, classes=names, old_encoder=digests["old_encoder"], training={})
     np.save(folder / "patients.npy", np.repeat([f"p{i:03d}" for i in range(patients)], windows))
@@ -59,8 +78,8 @@ def prepare(folder: Path, patients: int, windows: int) -> None:
 
 def load(folder: Path) -> Setting:
     old, new = load_encoder(folder / "old_encoder"), load_encoder(folder / "new_encoder")
-    assert isinstance(old, CompactEncoder)
-    assert isinstance(new, CompactEncoder)
+    assert isinstance(old, SplitEncoder)
+    assert isinstance(new, SplitEncoder)
     return Setting(
         old_encoder=old,
         new_encoder=new,
@@ -71,12 +90,20 @@ def load(folder: Path) -> Setting:
     )
 
 
-def measure(work: Callable[[], Any], repeats: int) -> tuple[dict[str, float], Any]:
+def blocks_of(encoder: SplitEncoder) -> nn.ModuleList:
+    """The modules that a naive variant hooks: one a position."""
+    found = [each for each in encoder.modules() if isinstance(each, nn.ModuleList) and len(each) == encoder.positions]
+    return found[0]
+
+
+def measure(work: Callable[[], Any], repeats: int, before: float | None = None) -> tuple[dict[str, float], Any]:
     """Best seconds of some repeats after one that does not count, the peak memory in MB, and what the work returned.
+
+    Added memory is that beyond `before`, or beyond what the process had when it was called.
 
     Seconds are those of the process on its core (one thread), so that other work on the machine does not count.
     """
-    before = peak_mb()
+    before = peak_mb() if before is None else before
     result = work()
     seconds = []
     for _ in range(repeats):

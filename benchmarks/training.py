@@ -16,6 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,49 +24,60 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.setting import ARCHITECTURE, HEADER, Setting, in_child, load, measure, prepare, row
+from benchmarks.setting import ARCHITECTURE, HEADER, Setting, blocks_of, in_child, load, measure, prepare, row
 from bridge.alignment import aligner
+from bridge.encoders.protocol import Encoder
 from bridge.job import AlignmentJob
 from bridge.privacy import Batch, NoPrivacy, TrainPlan
 from bridge.prototype import PrototypeBridge, initial_arrays
 from bridge.shape import BridgeShape
 
-M, RATE, GOAL = 3, 1e-3, 2.0
-PATIENTS_PER_BATCH, WINDOWS_PER_PATIENT = 8, 8
-SHAPE = BridgeShape(ARCHITECTURE.width, 8, ARCHITECTURE.tokens, 32, ARCHITECTURE.width)
+GOAL = 2.0
 
 
-def start() -> PrototypeBridge:
-    bridge = PrototypeBridge(SHAPE)
-    bridge.load_arrays(initial_arrays(SHAPE, seed=0))
-    return bridge
+@dataclass(frozen=True)
+class Epoch:
+    """What is trained, and on how many windows a step."""
+
+    shape: BridgeShape
+    m: int
+    learning_rate: float
+    patients_per_batch: int
+    windows_per_patient: int
+
+    def rows(self, windows: int) -> Iterator[np.ndarray]:
+        """Every window once, `(patients, windows)` row numbers a batch."""
+        size = self.patients_per_batch * self.windows_per_patient
+        order = np.random.default_rng(0).permutation(windows)
+        for first in range(0, windows - size + 1, size):
+            yield np.sort(order[first : first + size]).reshape(self.patients_per_batch, self.windows_per_patient)
+
+    def start(self) -> PrototypeBridge:
+        bridge = PrototypeBridge(self.shape)
+        bridge.load_arrays(initial_arrays(self.shape, seed=0))
+        return bridge
 
 
-def epoch_rows(windows: int) -> Iterator[np.ndarray]:
-    """Every window once, `(patients, windows)` row numbers a batch."""
-    size = PATIENTS_PER_BATCH * WINDOWS_PER_PATIENT
-    order = np.random.default_rng(0).permutation(windows)
-    for first in range(0, windows - size + 1, size):
-        yield np.sort(order[first : first + size]).reshape(PATIENTS_PER_BATCH, WINDOWS_PER_PATIENT)
+COMPACT = Epoch(BridgeShape(ARCHITECTURE.width, 8, ARCHITECTURE.tokens, 32, ARCHITECTURE.width), 3, 1e-3, 8, 8)
 
 
-def naive(s: Setting, l: int) -> dict[str, np.ndarray]:  # noqa: E741
-    bridge = start()
-    optimiser = torch.optim.Adam(bridge.parameters(), lr=RATE)
-    for rows in epoch_rows(len(s.patients)):
+def naive(s: Setting, epoch: Epoch, l: int) -> dict[str, np.ndarray]:  # noqa: E741
+    bridge, reads, writes = epoch.start(), blocks_of(s.new_encoder)[epoch.m], blocks_of(s.old_encoder)[l]
+    optimiser = torch.optim.Adam(bridge.parameters(), lr=epoch.learning_rate)
+    for rows in epoch.rows(len(s.patients)):
         flat = rows.ravel()
         with torch.no_grad():
             target = s.old_encoder(s.old[flat])
             seen: list[Tensor] = []
-            reading = s.new_encoder.blocks[M].register_forward_hook(lambda _, __, out, seen=seen: seen.append(out))
+            reading = reads.register_forward_hook(lambda _, __, out, seen=seen: seen.append(out))
             s.new_encoder(s.new[flat])
             reading.remove()
-        tokens = bridge(seen[0].mean(dim=1))
+        native = s.old_encoder.from_tokens(bridge(s.new_encoder.to_tokens(seen[0]).mean(dim=1)), l)
 
-        def overwrite(_: nn.Module, __: tuple[Tensor, ...], tokens: Tensor = tokens) -> tuple[Tensor]:
-            return (tokens,)
+        def overwrite(_: nn.Module, __: tuple[Tensor, ...], native: Tensor = native) -> tuple[Tensor]:
+            return (native,)
 
-        writing = s.old_encoder.blocks[l].register_forward_pre_hook(overwrite)
+        writing = writes.register_forward_pre_hook(overwrite)
         reached = s.old_encoder(s.old[flat])
         writing.remove()
         cosine = nn.functional.cosine_similarity(reached.flatten(1), target.flatten(1))
@@ -76,25 +88,26 @@ def naive(s: Setting, l: int) -> dict[str, np.ndarray]:  # noqa: E741
     return bridge.arrays()
 
 
-def ours(folder: Path, s: Setting, l: int) -> dict[str, np.ndarray]:  # noqa: E741
+def ours(folder: Path, old_encoder: Encoder, epoch: Epoch, l: int) -> dict[str, np.ndarray]:  # noqa: E741
+    """Neither the recordings nor the new network are needed once the cache is filled."""
     features = np.load(folder / "features.npy", mmap_mode="r")
     targets = np.load(folder / "targets.npy", mmap_mode="r")
-    mask = torch.ones(PATIENTS_PER_BATCH, WINDOWS_PER_PATIENT, dtype=torch.bool)
-    rows = epoch_rows(len(features))
+    mask = torch.ones(epoch.patients_per_batch, epoch.windows_per_patient, dtype=torch.bool)
+    rows = epoch.rows(len(features))
     batches = (Batch(torch.from_numpy(features[r]), torch.from_numpy(targets[r]), mask) for r in rows)
-    plan = TrainPlan(learning_rate=RATE, align=aligner(AlignmentJob(), s.old_encoder, l))
-    bridge = start()
+    plan = TrainPlan(learning_rate=epoch.learning_rate, align=aligner(AlignmentJob(), old_encoder, l))
+    bridge = epoch.start()
     update = NoPrivacy().site_update(bridge, batches, plan).update
     return {name: array + update[name] for name, array in bridge.arrays().items()}
 
 
-def fill_cache(folder: Path) -> dict[str, float]:
+def fill_cache(folder: Path, m: int) -> dict[str, float]:
     """Compute once what every epoch of every l reads: in the product this is the pass that selection has paid
     already."""
     torch.set_num_threads(1)
     s, begin = load(folder), time.process_time()
     with torch.no_grad():
-        features = torch.cat([s.new_encoder.taps(part).outputs[M] for part in s.new.split(64)])
+        features = torch.cat([s.new_encoder.taps(part).outputs[m] for part in s.new.split(64)])
         targets = torch.cat([s.old_encoder.taps(part).tokens for part in s.old.split(64)])
     np.save(folder / "features.npy", features.numpy())
     np.save(folder / "targets.npy", targets.numpy())
@@ -103,17 +116,17 @@ def fill_cache(folder: Path) -> dict[str, float]:
 
 def child(variant: str, folder: Path, l: int, repeats: int) -> dict[str, Any]:  # noqa: E741
     if variant == "cache":
-        return fill_cache(folder)
+        return fill_cache(folder, COMPACT.m)
     torch.set_num_threads(1)
     setting = load(folder)
     if variant == "naive":
         setting.old_encoder.requires_grad_(True)
+    old_encoder = setting.old_encoder
     if variant == "ours":
-        # Training needs neither the recordings nor the new network once the cache is filled.
-        del setting.new_encoder, setting.new, setting.old
+        del setting
 
     def work() -> dict[str, np.ndarray]:
-        return ours(folder, setting, l) if variant == "ours" else naive(setting, l)
+        return ours(folder, old_encoder, COMPACT, l) if variant == "ours" else naive(setting, COMPACT, l)
 
     figures, bridge = measure(work, repeats)
     return figures | {"bridge": {name: array.ravel()[::97].tolist() for name, array in bridge.items()}}
@@ -135,7 +148,8 @@ def main() -> None:
         prepare(Path(name), options.patients, options.windows)
         common = ("--folder", name, "--repeats", str(options.repeats))
         once = in_child("benchmarks.training", "--child", "cache", *common)
-        print(f"Training epoch, {options.patients} patients x {options.windows} windows of 10 s, m = {M}, one thread;")
+        windows = f"{options.patients} patients x {options.windows} windows of 10 s"
+        print(f"Training epoch, {windows}, m = {COMPACT.m}, one thread;")
         print(f"the cache is filled once in {once['seconds']:.2f} s, by the pass that selection takes anyway")
         print(HEADER)
         ratios: dict[str, list[float]] = {"naive": [], "frozen": []}
