@@ -12,6 +12,7 @@ import typer
 
 from bridge.console import new_app, run_app
 from simulations.cli_audit import register as register_audit
+from simulations.cli_head import register as register_head
 from simulations.cli_options import ConfigArgument, QuietOption, SetOption
 from simulations.cli_plan import register as register_plan
 from simulations.cli_sweep import register as register_sweep
@@ -29,6 +30,7 @@ register_plan(app)
 register_sweep(app)
 register_audit(app)
 register_weights(app)
+register_head(app)
 
 
 @app.command("prepare")
@@ -117,6 +119,10 @@ def _rows(evaluation: Evaluation) -> list[tuple[str, Metrics]]:
         ("linear student", baselines.get("linear_student")),
         ("bridge, one machine", baselines.get("centralised")),
         ("bridge, hospital alone", baselines.get("site_alone")),
+        ("KD, one machine", baselines.get("kd:centralised")),
+        ("KD-Contrast, one machine", baselines.get("kd_contrast:centralised")),
+        ("KD, hospital alone", baselines.get("kd:site_alone")),
+        ("KD-Contrast, hospital alone", baselines.get("kd_contrast:site_alone")),
         ("bridge, shuffled pairs", baselines.get("shuffled_pairs")),
         ("chance", evaluation.chance),
     ]
