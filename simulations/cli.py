@@ -13,6 +13,7 @@ import typer
 from bridge.console import new_app, run_app
 from simulations.cli_audit import register as register_audit
 from simulations.cli_head import register as register_head
+from simulations.cli_made_up import register as register_made_up
 from simulations.cli_options import ConfigArgument, QuietOption, SetOption
 from simulations.cli_plan import register as register_plan
 from simulations.cli_sweep import register as register_sweep
@@ -31,6 +32,7 @@ register_sweep(app)
 register_audit(app)
 register_weights(app)
 register_head(app)
+register_made_up(app)
 
 
 @app.command("prepare")
