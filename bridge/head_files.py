@@ -132,7 +132,8 @@ def _inherited(card: EncoderCard, facts: Mapping[str, Any]) -> dict[str, Any]:
     if not public or found.get("public") is False:
         found = {key: value for key, value in found.items() if key not in _PUBLIC or value is False}
     found["trained_from"] = card.digest
-    found["data"] = "; then ".join(str(each) for each in (before.get("data"), facts.get("data")) if each)
+    told = dict.fromkeys(str(each) for each in (before.get("data"), facts.get("data")) if each)
+    found["data"] = "; then ".join(told)
     return found
 
 

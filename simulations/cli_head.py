@@ -49,13 +49,19 @@ def fit_command(
 
 
 def _lines(out: Path, encoder: EncoderCard, head: HeadCard) -> list[str]:
-    training = head.training
-    # A compact encoder learns together with its head, and tells no interval.
-    score, patients = training.get("held_back_balanced_accuracy"), training.get("public_patients")
-    sentence = training.get("sentence") or f"balanced accuracy {score} on held-back patients, without an interval"
     return [
-        f"{out}: fitted on {patients or 'unknown'} public patients, {len(head.classes)} classes",
-        f"  {sentence}",
+        f"{out}: an old encoder and a task head for {', '.join(head.classes)}",
+        f"  fitted on: {head.training.get('data', 'not said by its card')}",
+        f"  {head.training.get('sentence') or _of_compact(head)}",
         f"  digest of the old encoder: {encoder.digest}",
         f"  digest of the head:        {head.digest}",
     ]
+
+
+def _of_compact(head: HeadCard) -> str:
+    """A compact encoder learns together with its head, and its card tells no interval."""
+    score, chance = head.training.get("held_back_balanced_accuracy"), 1 / len(head.classes)
+    if score is None:
+        return "its card does not say how good it is"
+    found = f"balanced accuracy {score:.3f} on held-back patients (chance {chance:.3f})"
+    return found + ("" if score > chance else ": NOT better than chance")

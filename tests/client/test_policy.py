@@ -54,6 +54,7 @@ def test_no_file_means_default_items_and_five_patients() -> None:
     assert {name for name in ITEMS if not policy.permits(name)} == OPT_IN
     assert (policy.minimum_patients, policy.minimum_group) == (5, 5)
     assert policy.privacy.mechanisms == ("local",)
+    assert not policy.fit_head
     with pytest.raises(PolicyError, match="the mechanism 'none'") as caught:
         policy.judge(job())
     assert caught.value.reason is ReasonCode.MECHANISM_FORBIDDEN

@@ -148,6 +148,43 @@ def test_a_private_head_voids_and_a_silent_card_makes_it_conditional() -> None:
     assert "task head" in statement.reasons[0]
 
 
+FITTED = {
+    "digest": "c" * 64,
+    "training": {
+        "data": "labelled pair patients of the site north",
+        "public": False,
+        "private_patients": 12,
+        "fitted_on": "patients of north",
+        "privacy": "none: fitted on patients without a privacy mechanism",
+    },
+}
+
+
+@pytest.mark.parametrize("model", ["task_head", "old_encoder"])
+@pytest.mark.parametrize("mechanism", ["none", "central"])
+def test_a_model_that_was_fitted_on_a_sites_patients_is_named(model: str, mechanism: str) -> None:
+    asked = private.config(mechanism=mechanism)
+    record = private.record(asked)
+    record = record.model_copy(update={"models": record.models | {model: FITTED}})
+    statement = build_statement(Job.model_validate(asked), record)
+    named = next(each for each in statement.provenance if each.model == model)
+    assert (named.trained_on, named.digest) == ("private", "c" * 64)
+    assert named.data == "labelled pair patients of the site north (patients of north, 12 of them)"
+    assert statement.verdict == ("void" if mechanism == "central" else "none")
+    said = f"The {model.replace('_', ' ')} was fitted on patients of north, 12 of them, without a privacy mechanism"
+    assert [reason.startswith(said) for reason in statement.reasons] == [False, True]
+    assert "no noise of this run protects them" in statement.not_covered[-1]
+    assert read_statement_of(statement) == statement
+
+
+def test_public_models_leave_the_statement_as_it_is(quick: Statement) -> None:
+    assert not any("fitted" in sentence for sentence in (*quick.reasons, *quick.not_covered))
+
+
+def read_statement_of(statement: Statement) -> Statement:
+    return Statement.model_validate_json(statement.model_dump_json(by_alias=True))
+
+
 def test_a_seed_voids() -> None:
     statement = build_statement(private.job(simulation_seed=3), private.record())
     assert statement.verdict == "void"
