@@ -88,7 +88,7 @@ class NewEncoderConfig(Settings):
             if given:
                 origin = "published" if self.published is not None else "folder"
                 raise ValueError(
-                    f"{', '.join(given)}: keys of a compact encoder, and {origin} names one: leave them out"
+                    f"{origin} names the encoder: leave out the keys of a compact one ({', '.join(given)})"
                 )
         return self
 

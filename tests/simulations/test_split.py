@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,19 @@ def test_a_patient_listed_twice_is_refused() -> None:
 def test_a_wrong_configuration_is_refused(values: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parse_model(values, SplitConfig, "demo.yaml")
+
+
+def test_a_share_of_the_pairs_is_a_part_of_any_larger_one() -> None:
+    everybody, before = source(99), split_patients(source(99), SplitConfig(validation=0.1667, test=0.3333))
+    assert (len(before.public_old), len(before.validation), len(before.pair), len(before.test)) == (33, 11, 33, 22)
+    kept: list[set[str]] = []
+    for share, count in ((0.01, 1), (0.2, 7), (0.5, 16), (0.8, 26), (1.0, 33)):
+        split = split_patients(everybody, SplitConfig(validation=0.1667, test=0.3333, pair_share=share))
+        assert len(split.pair) == count
+        assert (split.public_old, split.validation, split.test) == (before.public_old, before.validation, before.test)
+        kept.append(set(split.pair))
+    assert all(fewer < more for fewer, more in pairwise(kept))
+    # Strata stay mixed: of 7, each of three strata has two or three.
+    assert {sum(int(name[1:]) % 3 == i for name in kept[1]) for i in range(3)} <= {2, 3}
+    other = split_patients(everybody, SplitConfig(seed=1, validation=0.1667, test=0.3333, pair_share=0.2))
+    assert set(other.pair) != kept[1]
