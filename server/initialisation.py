@@ -80,16 +80,16 @@ def _read(path: Path, key: str, wanted: tuple[int | None, ...], at_least: int = 
         raise WeightsError(
             f"{path}: can't be read",
             why="the bridge asks for public vectors (its initialisation, whitening or constant), and they lie there",
-            fix="copy the file that came with the models (of published ones it is made where the configuration asks for "
-            "it: prepare again), or use initialisation 'random', no whitening and no constant",
+            fix="copy the file that came with the models (of published ones it is made where the configuration asks "
+            "for it: prepare again), or use initialisation 'random', no whitening and no constant",
         ) from error
     if found is None or not _fits(found, wanted, at_least) or not np.isfinite(found).all():
         sizes = " x ".join(f"at least {at_least}" if want is None else str(want) for want in wanted)
         raise WeightsError(
             f"{path}: '{key}' holds {'nothing' if found is None else f'shape {found.shape}'}",
             why=f"finite numbers of the shape {sizes} are needed",
-            fix="use fewer prototypes, models that were prepared with this configuration, or initialisation 'random', no "
-            "whitening and no constant",
+            fix="use fewer prototypes, models that were prepared with this configuration, or initialisation 'random', "
+            "no whitening and no constant",
         )
     return found.astype(np.float32)
 
