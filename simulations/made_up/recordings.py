@@ -80,7 +80,7 @@ def _wesad(config: WesadConfig, folder: Path, patients: int, windows: int, seed:
         labels = _turned([*_WESAD_STATES] * windows, number)
         body = [Stretch(_WESAD_STATES[label], config.window_seconds) for label in labels]
         # The wrist is taken off a little later than the chest.
-        body.append(Stretch(CALM, 2.0))
+        body.append(Stretch(CALM, 0.5))
         track = by_seconds(*((label, config.window_seconds) for label in labels))
         chest, wrist = heart_signals(body, _CHEST_HZ, _WRIST_HZ, (seed, f"S{number}"))
         seconds = len(labels) * config.window_seconds
