@@ -92,16 +92,44 @@ class SiteRecord(Settings):
     """`round or phase: why`, by code."""
 
 
+BaselineName = Literal[
+    "shuffled_pairs",
+    "centralised",
+    "linear_student",
+    "site_alone",
+    "kd:centralised",
+    "kd:site_alone",
+    "kd_contrast:centralised",
+    "kd_contrast:site_alone",
+]
+"""Controls by name; of those of one hospital alone, the mean over the hospitals."""
+
+
+class Cost(Settings):
+    """What one training cost, in a process of its own; evaluation is no part of it."""
+
+    parameters: int
+    """Numbers that were trained."""
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    """The most memory that the process held."""
+    added_bytes: int
+    """By how much that is more than what it held with its libraries loaded."""
+
+
 class Evaluation(Settings):
     """The result beside its controls, all on the same test patients."""
 
     bridge: Metrics | None = None
     teacher: Metrics | None = None
     chance: Metrics | None = None
-    baselines: dict[Literal["shuffled_pairs", "centralised", "linear_student", "site_alone"], Metrics] = Field(
-        default_factory=dict
-    )
+    baselines: dict[BaselineName, Metrics] = Field(default_factory=dict)
     site_alone_per_site: dict[str, Metrics] = Field(default_factory=dict)
+    rivals_per_site: dict[Literal["kd", "kd_contrast"], dict[str, Metrics]] = Field(default_factory=dict)
+    """Each rival trained by one hospital on its own pairs, by hospital."""
+    costs: dict[str, Cost] = Field(default_factory=dict)
+    """What trainings cost, where rivals were asked for: `centralised`, `site_alone:<name>`, `kd:centralised`, ..."""
     confusion: dict[Literal["bridge", "teacher", "agreement"], list[list[int]]] = Field(default_factory=dict)
     """Rows: labels (pseudo-labels for `agreement`); columns: predictions; order of `classes`."""
     confusion_sums: dict[Literal["bridge", "teacher", "agreement"], list[list[float]]] = Field(default_factory=dict)

@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from bridge.config import Settings, load_yaml, parse_model, parse_yaml
+from bridge.distil import Rival, RivalSettings
 from bridge.errors import ConfigError
 from bridge.job import (
     AlignmentJob,
@@ -127,6 +128,9 @@ class SimulationConfig(Settings):
     """What `prepare` writes into every site's policy file."""
     controls: tuple[Control, ...] = CONTROLS
     """Which controls are computed after the run; teacher and chance always are."""
+    baselines: tuple[Rival, ...] = ()
+    """Which rivals are trained beside them, centralised and by each hospital alone; and what all of it costs."""
+    rivals: RivalSettings = RivalSettings()
     bootstrap: BootstrapConfig = BootstrapConfig()
     cache: CacheConfig = CacheConfig()
     compute: ComputeSection = ComputeSection()

@@ -7,7 +7,9 @@ Each uses the run's own positions and first broadcast, the sites' own code (clie
 - `centralised`: all data on one machine, paired as they are. What a federation gives away, it gives away against this;
 - `site_alone:<name>`: one hospital with its own pairs. What a hospital would have without the others;
 - `linear_student`: logistic regression from the pooled new features at `m` to the pseudo-labels, all data on one
-  machine. What the bridge must be worth its while against.
+  machine. What the bridge must be worth its while against;
+- `kd:...` and `kd_contrast:...`, where `baselines` asks for them: see simulations.rivals. Then each control has a
+  process to itself, and what training the bridge and its rivals costs is measured there.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bridge.files import whole_file
+from bridge.distil import Rival, RivalSettings
+from bridge.files import whole_file, write_whole
 from bridge.job import Job
 from bridge.job_privacy import PrivacyJob
 from bridge.messages import CLOSED_FORM, TRAIN
@@ -41,12 +44,14 @@ from client.site_file import SplitsSection, write_site_file
 from client.training import train_update
 from server.initialisation import first_broadcast
 from server.models import read_models
-from server.record import read_record
+from server.record import Cost, read_record
 from simulations.config import SimulationConfig
-from simulations.evaluation import ALONE, Classes, Predictions
+from simulations.cost import Meter
+from simulations.evaluation import ALONE, CENTRALISED, Classes, Predictions
 from simulations.hospital_files import MODELS
 from simulations.prepare import read_job, site_folders
 from simulations.progress import Progress
+from simulations.rivals import new_windows, rival_of, train_rival
 
 CONTROLS_FOLDER = "controls"
 _ALL = "all-hospitals"
@@ -55,15 +60,25 @@ _TRIES = 100
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a control finds everything: a finished run's folder and the chosen positions."""
+    """Where a control finds everything: a finished run's folder and the chosen positions. With `measured` trainings'
+    costs are kept, and each control has a process to itself."""
 
     folder: Path
     positions: tuple[int, int]
+    rivals: RivalSettings
+    measured: bool
 
     @property
     def everything(self) -> Site:
         """One site that holds the recordings of all."""
         return open_site(self.folder / CONTROLS_FOLDER / _ALL)
+
+    def site_of(self, name: str) -> Site:
+        """The site on whose pairs a control is trained."""
+        _, alone, hospital = name.partition(ALONE)
+        if not alone:
+            return self.everything
+        return next(site for path in site_folders(self.folder) if (site := open_site(path)).name == hospital)
 
 
 def predict_all(folder: Path, config: SimulationConfig, progress: Progress) -> Predictions:
@@ -76,7 +91,8 @@ def predict_all(folder: Path, config: SimulationConfig, progress: Progress) -> P
 
     record = read_record(folder)
     assert record.selection is not None
-    place = _Place(folder, (record.selection.input_position, record.selection.output_position))
+    positions = record.selection.input_position, record.selection.output_position
+    place = _Place(folder, positions, config.rivals, measured=bool(config.baselines))
     _one_thread()
     sites = [open_site(path) for path in site_folders(folder)]
     join_sites(sites, folder / CONTROLS_FOLDER / _ALL)
@@ -84,7 +100,8 @@ def predict_all(folder: Path, config: SimulationConfig, progress: Progress) -> P
     chain = load_chain(folder / "bridge", place.everything.compute)
     bridge = chain.logits_from_features(test.new_output(chain.m)).argmax(dim=-1).numpy().astype(np.int64)
     found = {"bridge": bridge, **_compute(place, _tasks(config, sites), config.workers, progress)}
-    return Predictions(test.table, test.pseudo_labels, found)
+    costs = {name: cost for name in found if (cost := _kept_cost(place, name)) is not None}
+    return Predictions(test.table, test.pseudo_labels, found, costs)
 
 
 def join_sites(sites: Sequence[Site], folder: Path) -> None:
@@ -175,7 +192,10 @@ class Mispaired(FeatureSet):
 
 def _tasks(config: SimulationConfig, sites: Sequence[Site]) -> list[str]:
     """The controls' names, the longest first."""
-    names: list[str] = [name for name in ("shuffled_pairs", "centralised") if name in config.controls]
+    rivals = [f"{rival}:" for rival in dict.fromkeys(config.baselines)]
+    names = [f"{rival}{CENTRALISED}" for rival in rivals]
+    names += [name for name in ("shuffled_pairs", CENTRALISED) if name in config.controls]
+    names += [f"{rival}{ALONE}{site.name}" for rival in rivals for site in sites]
     if "site_alone" in config.controls:
         names += [ALONE + site.name for site in sites]
     return names + [name for name in ("linear_student",) if name in config.controls]
@@ -186,7 +206,8 @@ def _compute(place: _Place, tasks: Sequence[str], workers: int, progress: Progre
     found = {name: answers for name, answers in kept.items() if answers is not None}
     left = [name for name in tasks if name not in found]
     progress("controls", len(found), len(tasks))
-    for name, answers in _side_by_side(place, left, workers) if workers > 1 else _in_turn(place, left):
+    apart = workers > 1 or place.measured
+    for name, answers in _side_by_side(place, left, workers) if apart else _in_turn(place, left):
         found[name] = answers
         progress("controls", len(found), len(tasks))
     return {name: found[name] for name in tasks}
@@ -198,12 +219,12 @@ def _in_turn(place: _Place, names: Sequence[str]) -> Iterator[tuple[str, Classes
 
 
 def _side_by_side(place: _Place, names: Sequence[str], workers: int) -> Iterator[tuple[str, Classes]]:
-    """Each in a process, as they are done."""
+    """Each in a process, as they are done; where they are measured, each in one that has done nothing else."""
     if not names:
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(names)), mp_context=context, initializer=_start_worker) as pool:
-        jobs = {pool.submit(_control, place, name): name for name in names}
+    most = min(workers, len(names))
+    with ThreadPoolExecutor(most) if place.measured else _processes(most) as pool:
+        jobs = {pool.submit(_in_new_process if place.measured else _control, place, name): name for name in names}
         try:
             for job in as_completed(jobs):
                 yield jobs[job], job.result()
@@ -214,12 +235,25 @@ def _side_by_side(place: _Place, names: Sequence[str], workers: int) -> Iterator
             raise
 
 
+def _processes(most: int) -> Executor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(most, mp_context=context, initializer=_start_worker)
+
+
+def _in_new_process(place: _Place, name: str) -> Classes:
+    with _processes(1) as pool:
+        return pool.submit(_control, place, name).result()
+
+
 def _control(place: _Place, name: str) -> Classes:
     """One control's answers on all test windows, kept in a file for a run that is resumed."""
     job = read_job(place.folder)
     everything = place.everything
+    rival = rival_of(name)
     if name == "linear_student":
         answers = _linear_student(place, everything, job.seed)
+    elif rival is not None:
+        answers = _rival_answers(place, everything, job, name, rival)
     else:
         answers = _bridge_answers(place, everything, job, name)
     with whole_file(_file(place.folder / CONTROLS_FOLDER, name)) as file:
@@ -236,16 +270,33 @@ def _kept(path: Path) -> Classes | None:
     return answers
 
 
+def _rival_answers(place: _Place, everything: Site, job: Job, name: str, rival: Rival) -> Classes:
+    meter = Meter()
+    student = train_rival(rival, place.site_of(name), place.rivals, job.seed)
+    _keep_cost(place, name, meter.read(student.parameters))
+    return student.classes_of(new_windows(everything, "test", features(everything, "test")))
+
+
 def _bridge_answers(place: _Place, everything: Site, job: Job, name: str) -> Classes:
-    if name.startswith(ALONE):
-        own = [open_site(path) for path in site_folders(place.folder)]
-        site = next(site for site in own if site.name == name.removeprefix(ALONE))
-        arrays = train_alone(place.folder, job, place.positions, features(site, "pair"), site)
-    else:
-        pairs = features(everything, "pair")
-        pairs = Mispaired.of(pairs, job.seed) if name == "shuffled_pairs" else pairs
-        arrays = train_alone(place.folder, job, place.positions, pairs, everything)
-    return _answers(place, everything, arrays)
+    shape = read_models(place.folder / MODELS, job).bridge_shape(job, place.positions)
+    site = place.site_of(name)
+    meter = Meter() if place.measured else None
+    pairs = features(site, "pair")
+    pairs = Mispaired.of(pairs, job.seed) if name == "shuffled_pairs" else pairs
+    arrays = train_alone(place.folder, job, place.positions, pairs, site)
+    if meter is not None:
+        _keep_cost(place, name, meter.read(shape.parameters))
+    return _answers(place, everything, shape, arrays)
+
+
+def _keep_cost(place: _Place, name: str, cost: Cost) -> None:
+    write_whole(_cost_file(place, name), cost.model_dump_json())
+
+
+def _kept_cost(place: _Place, name: str) -> Cost | None:
+    """What a control cost; None where that was not measured."""
+    path = _cost_file(place, name)
+    return Cost.model_validate_json(path.read_text()) if path.is_file() else None
 
 
 def train_alone(folder: Path, job: Job, positions: tuple[int, int], pairs: FeatureSet, site: Site) -> Arrays:
@@ -282,11 +333,9 @@ def _solved_alone(
     return solved_arrays(arrays, *solve(moments, layout, rank=shape.rank, ridge=job.train.ridge))
 
 
-def _answers(place: _Place, everything: Site, arrays: Arrays) -> Classes:
+def _answers(place: _Place, everything: Site, shape: BridgeShape, arrays: Arrays) -> Classes:
     from client.networks import inference_chain
 
-    job = read_job(place.folder)
-    shape = read_models(place.folder / MODELS, job).bridge_shape(job, place.positions)
     request = Request("evaluate", "control", 1, *place.positions, split="test", arrays=arrays, shape=shape)
     chain = inference_chain(everything, request)
     logits = chain.logits_from_features(features(everything, "test").new_output(chain.m))
@@ -309,6 +358,10 @@ def _linear_student(place: _Place, everything: Site, seed: int) -> Classes:
 
 def _file(folder: Path, name: str) -> Path:
     return folder / f"{name.replace(':', '-')}.npy"
+
+
+def _cost_file(place: _Place, name: str) -> Path:
+    return _file(place.folder / CONTROLS_FOLDER, name).with_suffix(".json")
 
 
 def _start_worker() -> None:

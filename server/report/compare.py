@@ -36,6 +36,10 @@ _HEADS = {
     "linear_student": "Linear",
     "bridge": "Bridge",
     "site_alone": "Alone",
+    "kd:centralised": "KD",
+    "kd_contrast:centralised": "KD-Contrast",
+    "kd:site_alone": "KD alone",
+    "kd_contrast:site_alone": "KD-Contrast alone",
     "shuffled_pairs": "Shuffled",
     "chance": "Chance",
 }

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 INK, MUTED, FAINT, PAPER = "#1c2430", "#5b6675", "#d9dee5", "#ffffff"
 BLUE, GREEN, ORANGE, RED, GREY = "#1f5fc4", "#1d7a52", "#c4651a", "#b3362b", "#8a94a3"
+VIOLET = "#7a4fb0"
 
 COLOURS = {
     "teacher": GREEN,
@@ -22,6 +23,10 @@ COLOURS = {
     "linear_student": MUTED,
     "bridge": BLUE,
     "site_alone": ORANGE,
+    "kd:centralised": VIOLET,
+    "kd_contrast:centralised": VIOLET,
+    "kd:site_alone": VIOLET,
+    "kd_contrast:site_alone": VIOLET,
     "shuffled_pairs": RED,
     "chance": GREY,
 }
@@ -31,6 +36,10 @@ MARKERS = {
     "linear_student": "^",
     "bridge": "o",
     "site_alone": "v",
+    "kd:centralised": "p",
+    "kd_contrast:centralised": "h",
+    "kd:site_alone": "<",
+    "kd_contrast:site_alone": ">",
     "shuffled_pairs": "X",
     "chance": "|",
 }

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from server.errors import RunFolderError
 from server.record import Evaluation, RunRecord
 from server.report import charts, tables
+from server.report.costs import costs_table
 from server.report.folder import RunFolder, read_folder
 from server.report.headline import headline, modality, remarks
 from server.report.page import fill, write_file
@@ -55,6 +56,7 @@ def report_page(run: RunFolder, target: Path) -> dict[str, Any]:
         "result_chart": charts.result_chart(rows, labels, evaluation.site_alone_per_site),
         "metrics": tables.metrics_table(record),
         "alone": tables.named_metrics_table("Hospital", evaluation.site_alone_per_site),
+        "costs": costs_table(record),
         "confusion_chart": charts.confusion_chart(evaluation),
         "groups_chart": charts.groups_chart(evaluation.groups),
         "groups": tables.groups_table(evaluation.groups),
@@ -105,6 +107,7 @@ def _simulated(run: RunFolder) -> dict[str, Any] | None:
         "chart": charts.result_chart(rows, tables.predictor_labels(record), found.site_alone_per_site, "simulated"),
         "metrics": tables.metrics_table(record),
         "alone": tables.named_metrics_table("Hospital", found.site_alone_per_site),
+        "costs": costs_table(record),
         "groups": tables.groups_table(found.groups),
         "intervals": found.interval.rstrip(".").replace(" %", "\u00a0%"),
     }

@@ -21,6 +21,10 @@ PREDICTOR_NAMES = {
     "linear_student": "Linear student",
     "bridge": "Federated bridge",
     "site_alone": "Hospital alone (mean)",
+    "kd:centralised": "KD, one machine",
+    "kd_contrast:centralised": "KD-Contrast, one machine",
+    "kd:site_alone": "KD, hospital alone (mean)",
+    "kd_contrast:site_alone": "KD-Contrast, hospital alone (mean)",
     "shuffled_pairs": "Shuffled pairs",
     "chance": "Chance",
 }
@@ -32,6 +36,10 @@ PREDICTOR_MEANING = {
     "linear_student": "logistic regression from the new encoder to the teacher's answers, all data on one machine",
     "bridge": "trained across the hospitals, reads the new modality alone: the result",
     "site_alone": "the same bridge trained by each hospital on its own pairs: what federation gains",
+    "kd:centralised": "the whole new encoder, trained to answer as the teacher does, all data on one machine",
+    "kd_contrast:centralised": "the same, its features told apart by the teacher's, all data on one machine",
+    "kd:site_alone": "the whole new encoder, trained by each hospital on its own pairs",
+    "kd_contrast:site_alone": "the same, with features told apart by the teacher's",
     "shuffled_pairs": "the same training on pairs of different windows: must be at chance, or the result means nothing",
     "chance": "an answer that does not look at the signal",
 }
