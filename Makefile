@@ -7,7 +7,9 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
-.PHONY: help install demo test test-slow consortium lint types format benchmarks clean
+DIRECTIONS := isruc_eeg2ecg isruc_ecg2eeg wesad_ppg2ecg wesad_ecg2ppg fog_eeg2emg fog_emg2eeg wesad_ppg2ecg_ecgfm
+
+.PHONY: help install demo test test-slow consortium directions lint types format benchmarks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +36,12 @@ test-slow: install  ## real processes, kills, Flower's own engine, full-size net
 consortium: install  ## nginx, SuperLink and three hospitals on this machine run two studies (needs nginx)
 	$(BIN)/python -m pytest -m slow -s -v tests/deployment/test_consortium.py
 
+directions: install  ## the published directions in small: made-up recordings, filled weights, figures that mean nothing
+	for name in $(DIRECTIONS); do \
+	  $(BIN)/fedbridge-sim made-up configs/$$name.yaml --out runs/directions/$$name/made-up && \
+	  $(BIN)/fedbridge-sim run runs/directions/$$name/made-up/config.yaml --out runs/directions/$$name/run --overwrite || exit 1; \
+	done
+
 lint: install  ## ruff, as pre-commit runs it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,6 +59,7 @@ benchmarks: install  ## each prints a ratio against a named baseline (private_se
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.private_step
 	$(BIN)/python -m benchmarks.ledger
+	$(BIN)/python -m benchmarks.published
 
 clean:  ## remove what was made here (not the user's cache folder)
 	rm -rf $(VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache
