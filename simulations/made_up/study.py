@@ -150,6 +150,8 @@ def _work(settings: SimulationConfig, windows: int) -> dict[str, Any]:
         "train.local_steps": 2,
         "train.patients_per_batch": 2,
         "train.windows_per_patient": windows,
+        # Full-size networks, each site with its own: one site at a time.
+        "workers": 1,
         "controls": [],
         "baselines": [],
     }
