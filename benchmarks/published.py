@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks import selection, training
-from benchmarks.setting import CLASSES, HEADER, Setting, in_child, load, measure, peak_mb, row, write
+from benchmarks.setting import CLASSES, HEADER, in_child, load, measure, peak_mb, row, write
 from benchmarks.training import Epoch
 from bridge.compute import compute_on
 from bridge.encoders.hubert_ecg import HubertEcgArchitecture, HubertEcgEncoder
@@ -105,14 +105,18 @@ def spread_head(old: SplitEncoder, x: torch.Tensor) -> TaskHead:
     return head
 
 
-def select(variant: str, folder: Path, repeats: int) -> dict[str, Any]:
-    import transformers.models.hubert.modeling_hubert  # noqa: F401  a library, so loaded before memory is counted
+def libraries(*, hubert: bool) -> float:
+    """Load what is loaded at first use, so that it does not count as added; the peak memory in MB so far."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    torch.optim.Adam([weight]).step()
+    if hubert:
+        import transformers.models.hubert.modeling_hubert  # noqa: F401
+    return peak_mb()
 
-    before, s = peak_mb(), load(folder)
-    if variant == "ours":
-        compute = compute_on()
-        old, new = PlacedEncoder(s.old_encoder, compute), PlacedEncoder(s.new_encoder, compute)
-        s = Setting(old, new, s.head, s.old, s.new, s.patients)
+
+def select(variant: str, folder: Path, repeats: int) -> dict[str, Any]:
+    before, s = libraries(hubert=True), load(folder)
     with torch.inference_mode():
         figures, (scores, similarities) = measure(lambda: selection.VARIANTS[variant](s), repeats, before)
     return figures | {"scores": list(scores), "similarities": list(similarities)}
@@ -120,14 +124,12 @@ def select(variant: str, folder: Path, repeats: int) -> dict[str, Any]:
 
 def train(direction: Direction, variant: str, folder: Path, repeats: int) -> dict[str, Any]:
     if variant == "ours":
-        before, old = peak_mb(), load_encoder(folder / "old_encoder")
+        before, old = libraries(hubert=False), load_encoder(folder / "old_encoder")
         assert isinstance(old, SplitEncoder)
         epoch, placed = direction.epoch(old), PlacedEncoder(old, compute_on())
         figures, bridge = measure(lambda: training.ours(folder, placed, epoch, direction.l), repeats, before)
     else:
-        import transformers.models.hubert.modeling_hubert  # noqa: F401  as in `select`
-
-        before, s = peak_mb(), load(folder)
+        before, s = libraries(hubert=True), load(folder)
         epoch = direction.epoch(s.old_encoder)
         s.old_encoder.requires_grad_(variant == "naive")
         figures, bridge = measure(lambda: training.naive(s, epoch, direction.l), repeats, before)

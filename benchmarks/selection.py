@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from benchmarks.setting import CLASSES, HEADER, Setting, blocks_of, in_child, load, measure, prepare, row
 from bridge.cka import similarity_scores
+from bridge.compute import compute_on
+from bridge.encoders.placed import PlacedEncoder
 from bridge.encoders.protocol import Encoder
 from bridge.encoders.split import SplitEncoder
 from bridge.probe import probe_scores
@@ -84,8 +86,9 @@ def pooled(passes: Sequence[tuple[Tensor, ...]]) -> list[Any]:
 
 
 def ours(s: Setting) -> tuple[Any, Any]:
-    _, features = tapped(s.new_encoder, s.new)
-    inputs, outputs = tapped(s.old_encoder, s.old)
+    compute = compute_on()
+    _, features = tapped(PlacedEncoder(s.new_encoder, compute), s.new)
+    inputs, outputs = tapped(PlacedEncoder(s.old_encoder, compute), s.old)
     labels = s.head(torch.from_numpy(outputs[-1])).argmax(dim=1).numpy()
     return judged(s, labels, features, inputs)
 
