@@ -39,7 +39,7 @@ Rival = Literal["kd", "kd_contrast"]
 class RivalSettings(Settings):
     """How the rivals are trained, both in the same way."""
 
-    steps: int = Field(default=400, ge=1)
+    steps: int = Field(default=100, ge=1)
     """Mini-batches, however many windows there are: shuffled passes over them."""
     batch: int = Field(default=64, ge=2)
     """Windows in a mini-batch; also those that a window's features must be told from."""
