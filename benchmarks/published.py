@@ -40,6 +40,7 @@ from bridge.windows import WindowSpec
 
 GOALS = {"selection": 10.0, "training": 3.0, "memory": 2.0}
 M, PATIENTS_PER_BATCH, WINDOWS_PER_PATIENT = 7, 4, 4
+BATCH = PATIENTS_PER_BATCH * WINDOWS_PER_PATIENT
 HUBERT_BASE = HubertEcgArchitecture(
     width=768,
     layers=12,
@@ -173,7 +174,7 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     direction, (what, _, variant) = DIRECTIONS[options.direction], options.child.partition(":")
     if what == "prepare":
-        direction.prepare(options.folder, options.patients, WINDOWS_PER_PATIENT)
+        direction.prepare(options.folder, options.windows // WINDOWS_PER_PATIENT, WINDOWS_PER_PATIENT)
         return {}
     if what == "cache":
         return training.fill_cache(options.folder, M)
@@ -182,19 +183,17 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
     return train(direction, variant, options.folder, options.repeats)
 
 
-def run(key: str, patients: int, repeats: int) -> None:
+def run(key: str, windows: int, repeats: int) -> None:
     direction = DIRECTIONS[key]
     with tempfile.TemporaryDirectory() as name:
-        common = ("--direction", key, "--folder", name, "--patients", str(patients))
+        common = ("--direction", key, "--folder", name, "--windows", str(windows))
         in_child("benchmarks.published", "--child", "prepare", *common)
-        windows = f"{patients * WINDOWS_PER_PATIENT} windows of {direction.seconds} s"
-        print(f"{direction.title}, {windows}, l = {direction.l}, m = {M}, one thread")
+        print(f"{direction.title}, {windows} windows of {direction.seconds} s, l = {direction.l}, m = {M}, one thread")
         print(HEADER)
         print("Selection")
         compare("selection", key, Path(name), repeats)
         once = in_child("benchmarks.published", "--child", "cache", *common)
-        batch = PATIENTS_PER_BATCH * WINDOWS_PER_PATIENT
-        print(f"Training epoch, batches of {batch}; the cache is filled once, in {once['seconds']:.2f} s")
+        print(f"Training epoch, batches of {BATCH}; the cache is filled once, in {once['seconds']:.2f} s")
         compare("training", key, Path(name), repeats)
         print()
 
@@ -202,7 +201,7 @@ def run(key: str, patients: int, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--direction", choices=sorted(DIRECTIONS), help="one direction alone")
-    parser.add_argument("--patients", type=int, default=8, help="patients, with four windows each (default 8)")
+    parser.add_argument("--windows", type=int, default=32, help=f"windows, a multiple of {BATCH} (default 32)")
     parser.add_argument("--repeats", type=int, default=1, help="timed repeats, the best counts (default 1)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -210,8 +209,10 @@ def main() -> None:
     if options.child:
         print(json.dumps(child(options)))
         return
+    if options.windows < BATCH or options.windows % BATCH:
+        parser.error(f"--windows must be a multiple of {BATCH}, the size of a batch")
     for key in [options.direction] if options.direction else DIRECTIONS:
-        run(key, options.patients, options.repeats)
+        run(key, options.windows, options.repeats)
 
 
 if __name__ == "__main__":
