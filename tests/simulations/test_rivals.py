@@ -108,7 +108,7 @@ def predictions() -> Predictions:
     """Twelve windows of four patients, labels 0, 1, 2 in turn; what each answers is easily counted."""
     labels = np.arange(12) % 3
     names = np.repeat(["p1", "p2", "p3", "p4"], 3)
-    table = WindowTable(names, names, 10.0 * np.arange(12), labels, np.array([""] * 12))
+    table = WindowTable(names, names, np.arange(0, 120, 10, dtype=np.float64), labels, np.array([""] * 12))
     two_right = np.where(labels == 2, 0, labels)
     answers = {
         "bridge": labels,
