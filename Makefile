@@ -31,7 +31,7 @@ test: install  ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: install  ## real processes, kills, Flower's own engine, full-size networks
-	$(BIN)/python -m pytest -m slow -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m slow -n 4 --dist loadfile --no-loadscope-reorder
 
 consortium: install  ## nginx, SuperLink and three hospitals on this machine run two studies (needs nginx)
 	$(BIN)/python -m pytest -m slow -s -v tests/deployment/test_consortium.py
@@ -59,7 +59,7 @@ benchmarks: install  ## each prints a ratio against a named baseline (private_se
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.private_step
 	$(BIN)/python -m benchmarks.ledger
-	$(BIN)/python -m benchmarks.published
+	$(BIN)/python -m benchmarks.published --windows 16
 
 clean:  ## remove what was made here (not the user's cache folder)
 	rm -rf $(VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache

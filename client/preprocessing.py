@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import signal as sps
 
 from bridge.windows import FirBandpass, Preprocessing, Resampling, Stage
 from client.errors import RecordingError
@@ -27,6 +26,13 @@ Floats = NDArray[np.float64]
 
 _NOTCH_Q = 30.0
 _LARGEST_FACTOR = 10_000
+
+
+def _signal() -> Any:
+    """`scipy.signal`, which takes most of a second to load: a message whose features lie in the cache needs none."""
+    from scipy import signal
+
+    return signal
 
 
 def prepare_run(data: NDArray[np.floating[Any]], rate_hz: float, target_hz: float, steps: Preprocessing) -> Floats:
@@ -50,10 +56,10 @@ def _run_stage(stage: Stage, values: Floats, rate_hz: float, target_hz: float) -
         return _resample_whole(values, rate_hz, new_hz, stage.method), new_hz
     _check_edges(rate_hz, stage.band_hz)
     if isinstance(stage, FirBandpass):
-        taps = sps.firwin(stage.taps, stage.band_hz, pass_zero=False, fs=rate_hz)
+        taps = _signal().firwin(stage.taps, stage.band_hz, pass_zero=False, fs=rate_hz)
         padding = min(3 * stage.taps, values.shape[-1] - 1)
-        return np.asarray(sps.filtfilt(taps, 1.0, values, axis=-1, padlen=padding)), rate_hz
-    sections = sps.cheby1(stage.order, stage.ripple_db, stage.band_hz, "bandpass", fs=rate_hz, output="sos")
+        return np.asarray(_signal().filtfilt(taps, 1.0, values, axis=-1, padlen=padding)), rate_hz
+    sections = _signal().cheby1(stage.order, stage.ripple_db, stage.band_hz, "bandpass", fs=rate_hz, output="sos")
     return _both_ways(sections, values), rate_hz
 
 
@@ -64,7 +70,7 @@ def _resample_whole(values: Floats, rate_hz: float, new_hz: float, method: str) 
     count = values.shape[-1]
     wanted = max(1, int(count * new_hz / rate_hz))
     if method == "fourier":
-        return np.asarray(sps.resample(values, wanted, axis=-1), dtype=np.float64)
+        return np.asarray(_signal().resample(values, wanted, axis=-1), dtype=np.float64)
     # The last old sample is laid on the last new one: time is stretched by less than a sample over the whole.
     places = np.linspace(0, wanted - 1, count)
     return np.stack([np.interp(np.arange(wanted), places, channel) for channel in values])
@@ -74,7 +80,7 @@ def _both_ways(sections: Floats, values: Floats) -> Floats:
     """Second-order sections forwards and backwards, with scipy's own padding, but never longer than the run."""
     padding = 3 * (2 * len(sections) + 1 - min((sections[:, 2] == 0).sum(), (sections[:, 5] == 0).sum()))
     padding = min(int(padding), values.shape[-1] - 1)
-    return np.asarray(sps.sosfiltfilt(sections, values, axis=-1, padlen=padding))
+    return np.asarray(_signal().sosfiltfilt(sections, values, axis=-1, padlen=padding))
 
 
 def finish_windows(windows: Floats, steps: Preprocessing, recording: Floats | None = None) -> NDArray[np.float32]:
@@ -111,7 +117,7 @@ def resample(values: Floats, rate_hz: float, target_hz: float) -> Floats:
         )
     if ratio == 1:
         return values
-    return np.asarray(sps.resample_poly(values, ratio.numerator, ratio.denominator, axis=-1), dtype=np.float64)
+    return np.asarray(_signal().resample_poly(values, ratio.numerator, ratio.denominator, axis=-1), dtype=np.float64)
 
 
 @lru_cache(maxsize=64)
@@ -123,9 +129,9 @@ def filters(rate_hz: float, steps: Preprocessing) -> list[Floats]:
     if low is not None or high is not None:
         kind = "bandpass" if low and high else "highpass" if low else "lowpass"
         edges = (low, high) if low and high else low or high
-        found.append(sps.butter(steps.filter_order, edges, btype=kind, fs=rate_hz, output="sos"))
+        found.append(_signal().butter(steps.filter_order, edges, btype=kind, fs=rate_hz, output="sos"))
     if steps.notch_hz is not None:
-        found.append(sps.tf2sos(*sps.iirnotch(steps.notch_hz, _NOTCH_Q, fs=rate_hz)))
+        found.append(_signal().tf2sos(*_signal().iirnotch(steps.notch_hz, _NOTCH_Q, fs=rate_hz)))
     return found
 
 

@@ -98,6 +98,7 @@ def test_preprocessing_agrees(oracle: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_whole_folder_agrees(oracle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["weights", "parity", str(oracle), "--json"])
