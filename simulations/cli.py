@@ -123,8 +123,8 @@ def _rows(evaluation: Evaluation) -> list[tuple[str, Metrics]]:
         ("bridge, hospital alone", baselines.get("site_alone")),
         ("KD, one machine", baselines.get("kd:centralised")),
         ("KD-Contrast, one machine", baselines.get("kd_contrast:centralised")),
-        ("KD, hospital alone", baselines.get("kd:site_alone")),
-        ("KD-Contrast, hospital alone", baselines.get("kd_contrast:site_alone")),
+        ("KD, alone", baselines.get("kd:site_alone")),
+        ("KD-Contrast, alone", baselines.get("kd_contrast:site_alone")),
         ("bridge, shuffled pairs", baselines.get("shuffled_pairs")),
         ("chance", evaluation.chance),
     ]
