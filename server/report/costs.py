@@ -9,15 +9,15 @@ from server.record import Cost, RunRecord
 from server.report.tables import Table
 from server.report.words import PREDICTOR_NAMES, figure_over_interval, in_bytes, in_time, predictors
 
-_WAYS = (
-    "bridge",
-    "centralised",
-    "kd:centralised",
-    "kd_contrast:centralised",
-    "site_alone",
-    "kd:site_alone",
-    "kd_contrast:site_alone",
-)
+_WAYS = {
+    "bridge": PREDICTOR_NAMES["bridge"],
+    "centralised": "Bridge, one machine",
+    "kd:centralised": PREDICTOR_NAMES["kd:centralised"],
+    "kd_contrast:centralised": PREDICTOR_NAMES["kd_contrast:centralised"],
+    "site_alone": "Bridge, hospital alone (mean)",
+    "kd:site_alone": PREDICTOR_NAMES["kd:site_alone"],
+    "kd_contrast:site_alone": PREDICTOR_NAMES["kd_contrast:site_alone"],
+}
 _NONE = "–"
 
 
@@ -32,11 +32,11 @@ def costs_table(record: RunRecord) -> Table:
     bridge = _bridge_parameters(record)
     rows = [
         (
-            PREDICTOR_NAMES[way],
+            name,
             figure_over_interval(found[way].balanced_accuracy),
             *_cells(way, costs_of(evaluation.costs, way), bridge),
         )
-        for way in _WAYS
+        for way, name in _WAYS.items()
         if way in found and evaluation.costs
     ]
     numbers = frozenset(range(1, len(heads)))

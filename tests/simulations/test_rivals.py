@@ -168,7 +168,7 @@ def test_the_table_tells_what_each_way_costs() -> None:
     rows = {row[0]: row[1:] for row in costs_table(record_with_costs()).rows}
     assert rows == {
         "Federated bridge": ("0.76\n0.73–0.80", "15,360", "1.0 ×", "–", "–"),
-        "All data on one machine": (
+        "Bridge, one machine": (
             "0.77\n0.74–0.80",
             "15,360",
             "1.0 ×",
@@ -182,7 +182,7 @@ def test_the_table_tells_what_each_way_costs() -> None:
             "1 min 30 s\n1 min 20 s of computing",
             "20.0 MB\n500 MB in all",
         ),
-        "Hospital alone (mean)": ("0.70\n0.67–0.74", "–", "–", "–", "–"),
+        "Bridge, hospital alone (mean)": ("0.70\n0.67–0.74", "–", "–", "–", "–"),
         "KD, hospital alone (mean)": (
             "0.60\n0.57–0.63",
             "268,800",
