@@ -6,7 +6,7 @@ Source: `wanglab/ecg-fm-preprint`; code MIT, weights as its model card says.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -20,7 +20,13 @@ from bridge.encoders.checkpoints import (
 )
 from bridge.encoders.leads import LEADS, in_twelve_leads, lead_places
 from bridge.encoders.published import published_model
-from bridge.encoders.speech import SpeechArchitecture, SpeechEncoder, require_a_token, speech_sizes
+from bridge.encoders.speech import (
+    SpeechArchitecture,
+    SpeechEncoder,
+    from_transformers,
+    require_a_token,
+    speech_sizes,
+)
 from bridge.windows import WindowSpec
 
 FAMILY = "ecg-fm"
@@ -62,10 +68,9 @@ class EcgFmEncoder(SpeechEncoder):
 
     def make_network(self, architecture: SpeechArchitecture) -> nn.Module:
         """A `Wav2Vec2Model` over twelve leads."""
-        from transformers import Wav2Vec2Config, Wav2Vec2Model
-
         # Without masking it has no embedding of masked places, which the encoder does not need.
-        network = Wav2Vec2Model(Wav2Vec2Config(**architecture.settings(), mask_time_prob=0.0))
+        settings = from_transformers("Wav2Vec2Config")(**architecture.settings(), mask_time_prob=0.0)
+        network = cast("nn.Module", from_transformers("Wav2Vec2Model")(settings))
         first, kernel, stride = architecture.filters[0], architecture.kernels[0], architecture.strides[0]
         convolution = nn.Conv1d(len(LEADS), first, kernel, stride, bias=False)
         network.get_submodule("feature_extractor.conv_layers.0").conv = convolution

@@ -6,7 +6,7 @@ Source: the checkpoints of https://huggingface.co/Edoardo-BS, CC BY-NC 4.0 (no c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -20,7 +20,13 @@ from bridge.encoders.checkpoints import (
 )
 from bridge.encoders.leads import LEADS, in_twelve_leads, lead_places
 from bridge.encoders.published import published_model
-from bridge.encoders.speech import SpeechArchitecture, SpeechEncoder, require_a_token, speech_sizes
+from bridge.encoders.speech import (
+    SpeechArchitecture,
+    SpeechEncoder,
+    from_transformers,
+    require_a_token,
+    speech_sizes,
+)
 from bridge.errors import WindowError
 from bridge.windows import WindowSpec
 
@@ -69,9 +75,8 @@ class HubertEcgEncoder(SpeechEncoder):
 
     def make_network(self, architecture: SpeechArchitecture) -> nn.Module:
         """A `HubertModel`."""
-        from transformers import HubertConfig, HubertModel
-
-        return HubertModel(HubertConfig(**architecture.settings()))
+        settings = from_transformers("HubertConfig")(**architecture.settings())
+        return cast("nn.Module", from_transformers("HubertModel")(settings))
 
     def arrange(self, x: Tensor) -> Tensor:
         """Leads end to end: `(batch, 1, samples)`."""

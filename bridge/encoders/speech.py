@@ -7,6 +7,7 @@ code: nothing is fetched.
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, cast
@@ -19,6 +20,17 @@ from bridge.encoders.checkpoints import count_of, size_of
 from bridge.encoders.split import SplitEncoder
 from bridge.errors import WindowError
 from bridge.windows import WindowSpec
+
+_importing = threading.Lock()
+
+
+def from_transformers(name: str) -> Any:
+    """A class of `transformers` by its name; two threads that import its lazy modules at once would find them half
+    made."""
+    with _importing:
+        import transformers
+
+        return getattr(transformers, name)
 
 
 class SpeechArchitecture(Settings):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -182,3 +184,29 @@ def test_differences_of_a_file_are_told_by_name(oracle: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         published(state, window("I"), heads=4)
     assert "missing: feature_projection.projection.weight" in caught.value.why
+
+
+def test_three_threads_may_build_the_first_networks_at_once() -> None:
+    """In a process that has not imported transformers yet."""
+    code = f"""
+import sys, threading, torch
+from bridge.encoders.hubert_ecg import HubertEcgArchitecture, HubertEcgEncoder
+from bridge.windows import WindowSpec
+
+sys.setswitchinterval(1e-6)
+together, failed = threading.Barrier(3), []
+window = WindowSpec(modality="ECG", channels=("II",), rate_hz=100, samples=600)
+
+def build():
+    together.wait()
+    try:
+        HubertEcgEncoder(window, HubertEcgArchitecture(**{TINY.model_dump()!r}))
+    except Exception as error:
+        failed.append(error)
+
+threads = [threading.Thread(target=build) for _ in range(3)]
+[each.start() for each in threads], [each.join() for each in threads]
+raise SystemExit(str(failed) if failed else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
