@@ -37,9 +37,10 @@ consortium: install  ## nginx, SuperLink and three hospitals on this machine run
 	$(BIN)/python -m pytest -m slow -s -v tests/deployment/test_consortium.py
 
 directions: install  ## the published directions in small: made-up recordings, filled weights, figures that mean nothing
+	rm -rf runs/directions
 	for name in $(DIRECTIONS); do \
 	  $(BIN)/fedbridge-sim made-up configs/$$name.yaml --out runs/directions/$$name/made-up && \
-	  $(BIN)/fedbridge-sim run runs/directions/$$name/made-up/config.yaml --out runs/directions/$$name/run --overwrite || exit 1; \
+	  $(BIN)/fedbridge-sim run runs/directions/$$name/made-up/config.yaml --out runs/directions/$$name/run || exit 1; \
 	done
 
 lint: install  ## ruff, as pre-commit runs it
