@@ -45,8 +45,12 @@ def _load_lazily_loaded() -> None:
 
 
 def _held_bytes() -> int:
-    """The memory that this process holds now (VmRSS); where the kernel does not tell, the most that it has held."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    """The memory that this process holds now (VmRSS); where the system does not tell, the most that it has held."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     return peak_bytes()
