@@ -131,7 +131,7 @@ def _files(settings: SimulationConfig) -> dict[str, Any]:
 
 
 def _work(settings: SimulationConfig, windows: int) -> dict[str, Any]:
-    """Positions are chosen and two rounds are trained, each of two steps; no controls."""
+    """Positions are chosen and two rounds are trained, each of one step; no controls."""
     source = settings.data.source
     changed: dict[str, Any] = {
         "name": f"{settings.name[:56]}-made-up",
@@ -147,7 +147,7 @@ def _work(settings: SimulationConfig, windows: int) -> dict[str, Any]:
         "selection.folds": 2,
         "selection.windows_per_patient": 4 * windows,
         "train.rounds": 2,
-        "train.local_steps": 2,
+        "train.local_steps": 1,
         "train.patients_per_batch": 2,
         "train.windows_per_patient": windows,
         # Full-size networks, each site with its own: one site at a time.

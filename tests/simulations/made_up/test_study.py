@@ -151,7 +151,7 @@ def test_a_direction_is_cut_down(tmp_path: Path, config: Path, monkeypatch: pyte
         assert published.options == getattr(before.encoders, side).published.options
     assert after.name == f"{before.name}-made-up"
     assert (after.selection.mode, after.selection.input_position) == ("scores", None)
-    assert (after.train.rounds, after.train.local_steps, after.controls, after.baselines) == (2, 2, (), ())
+    assert (after.train.rounds, after.train.local_steps, after.controls, after.baselines) == (2, 1, (), ())
     assert after.bridge == before.bridge
     assert after.alignment == before.alignment
     assert after.train.learning_rate == before.train.learning_rate
