@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,21 @@ def write_whole(path: Path, content: bytes | str, *, sync: bool = False) -> None
     """Write a file, text as UTF-8, in one rename. Raises `OSError`; then what was there before is there still."""
     with whole_file(path, sync=sync) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` that takes its name when the block has ended well, in one rename, and is gone otherwise.
+
+    Its maker alone may read it, unless the block changes that. Folders above are made. Raises `OSError`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield partial
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def sync_to_disk(path: Path) -> None:

@@ -34,17 +34,26 @@ class Judgement:
     chance: float
 
 
-def held_back(patients: NDArray[np.str_], share: float, seed: int) -> NDArray[np.bool_]:
+def held_back(
+    patients: NDArray[np.str_],
+    share: float,
+    seed: int,
+    *,
+    who: str = "patients",
+    what: str = "fit a task head",
+    why: str = "judge it",
+) -> NDArray[np.bool_]:
     """Rows of the patients that are held back, by keyed hash: the same patients whatever the order of rows.
 
-    Raises `SelectionError` where there are fewer than two patients.
+    Raises `SelectionError` where there are fewer than two patients, in these words: who are too few to do what, and why
+    some are held back.
     """
     names = _in_order(patients, seed)
     if len(names) < 2:
         raise SelectionError(
-            "too few patients to fit a task head",
-            why=f"{len(names)} found, and some must be held back to judge it",
-            fix="give more patients with labels",
+            f"too few {who} to {what}",
+            why=f"{len(names)} found, and some must be held back to {why}",
+            fix=f"give more {who} with labels",
         )
     count = min(max(1, round(share * len(names))), len(names) - 1)
     return np.isin(patients, names[:count])

@@ -6,8 +6,6 @@ must allow it, the audit log tells it before the folder has its name, and the ca
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from bridge.encoders.cards import WEIGHTS, EncoderCard, HeadCard
 from bridge.encoders.loading import load_encoder
 from bridge.encoders.pretrain import Progress
 from bridge.errors import ConfigError, WeightsError, WeightsStorageError
-from bridge.files import cause
+from bridge.files import cause, whole_folder
 from bridge.head_files import ENCODER, HEAD
 from bridge.head_fit import FittedHead, HeadSettings, fit_head, save_fitted
 from bridge.messages import ReasonCode
@@ -132,23 +130,17 @@ def _write(
         "seed": seed,
     }
     left_out = (*_COUNTS, *(_METRICS if fitted.held_back < policy.minimum_group else ()))
-    partial: Path | None = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        cards = save_fitted(fitted, card, partial, classes=classes, training=training, left_out=left_out)
-        AuditLog(site.audit_path).append(_entries(fitted, partial, *cards))
-        partial.chmod(0o755)
-        partial.rename(out)
+        with whole_folder(out) as partial:
+            cards = save_fitted(fitted, card, partial, classes=classes, training=training, left_out=left_out)
+            AuditLog(site.audit_path).append(_entries(fitted, partial, *cards))
+            partial.chmod(0o755)
     except OSError as error:
         raise WeightsStorageError(
             f"{out}: the fitted models can't be written",
             why=cause(error),
             fix="free space, or name a folder that can be written; nothing was left behind",
         ) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
     return cards
 
 

@@ -8,8 +8,6 @@ by its sha256; when it was converted, under which name and by which versions is 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +24,7 @@ from bridge.encoders.loading import save_encoder
 from bridge.encoders.published import PublishedModel
 from bridge.encoders.recipes import RECIPES
 from bridge.errors import ConfigError, WeightsStorageError
-from bridge.files import cause, write_whole
+from bridge.files import cause, whole_folder, write_whole
 from bridge.windows import Modality, WindowSpec
 
 CONVERSION = "conversion.json"
@@ -94,25 +92,19 @@ def convert(asked: Conversion, file: Path, out: Path) -> EncoderCard:
     encoder = asked.model.encoder().build(asked.window, architecture, tensors)
     recipe = RECIPES[asked.model.name]
     card = encoder.card(recipe.by_window() if asked.by_window else recipe, _training(asked, read))
-    partial: Path | None = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        sealed = save_encoder(partial, tensors, card)
-        # Temporary folders, and what safetensors writes, are their maker's alone; services read models as other users.
-        partial.chmod(0o755)
-        (partial / WEIGHTS).chmod(0o644)
-        write_whole(partial / CONVERSION, _protocol(asked, file, read, sealed))
-        partial.rename(out)
+        with whole_folder(out) as partial:
+            sealed = save_encoder(partial, tensors, card)
+            # Such a folder, and what safetensors writes, are their maker's alone; services read models as other users.
+            partial.chmod(0o755)
+            (partial / WEIGHTS).chmod(0o644)
+            write_whole(partial / CONVERSION, _protocol(asked, file, read, sealed))
     except (OSError, SafetensorError) as error:
         raise WeightsStorageError(
             f"{out}: the model folder can't be written",
             why=cause(error) if isinstance(error, OSError) else str(error),
             fix="free space, or name a folder that can be written; nothing was left behind",
         ) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
     return sealed
 
 

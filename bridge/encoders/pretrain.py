@@ -27,8 +27,8 @@ from bridge.config import Settings
 from bridge.encoders.compact import CompactEncoder
 from bridge.encoders.protocol import mean_over_tokens
 from bridge.errors import SelectionError
-from bridge.hashing import keyed_hash
 from bridge.head import TaskHead
+from bridge.held_back import held_back
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(what, done, total)` now and then; must be cheap."""
@@ -145,8 +145,9 @@ def fit_teacher(
     `SelectionError` where a class is missing among the training patients, or no patient is left to choose by.
     """
     x, y = _as_windows(encoder, windows), torch.from_numpy(np.asarray(labels, np.int64))
-    held_back = _held_back(patients, settings.validation, seed)
-    train, valid = torch.from_numpy(np.flatnonzero(~held_back)), torch.from_numpy(np.flatnonzero(held_back))
+    words = {"who": "public patients", "what": "train a teacher", "why": "choose when to stop"}
+    aside = held_back(patients, settings.validation, seed, **words)
+    train, valid = torch.from_numpy(np.flatnonzero(~aside)), torch.from_numpy(np.flatnonzero(aside))
     pools = [train[y[train] == c] for c in range(classes)]
     if any(len(pool) == 0 for pool in pools):
         raise SelectionError(
@@ -260,19 +261,6 @@ def _balanced_rows(pools: list[Tensor], batch: int, generator: torch.Generator) 
     chosen = torch.randint(len(pools), (batch,), generator=generator)
     draws = torch.rand(batch, generator=generator)
     return torch.stack([pools[c][int(u * len(pools[c]))] for c, u in zip(chosen.tolist(), draws.tolist(), strict=True)])
-
-
-def _held_back(patients: NDArray[np.str_], share: float, seed: int) -> NDArray[np.bool_]:
-    """Rows of the patients that choose when to stop: the same patients whatever the order of rows."""
-    names = sorted(set(patients.tolist()), key=lambda name: keyed_hash(f"held-back-{seed}", name))
-    if len(names) < 2:
-        raise SelectionError(
-            "too few public patients to train a teacher",
-            why=f"{len(names)} found, and some must be held back to choose when to stop",
-            fix="give more public patients with labels",
-        )
-    count = min(max(1, round(share * len(names))), len(names) - 1)
-    return np.isin(patients, names[:count])
 
 
 def _turned(x: Tensor, settings: OptimiserSettings, generator: torch.Generator) -> Tensor:

@@ -7,8 +7,6 @@ test, and figures are far better than on a patient who was not seen.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from bridge.config import Settings
+from bridge.files import whole_folder
 from bridge.hashing import sha256_file, sha256_json
 from client.labels import label_windows
 from client.readers.base import Recording
@@ -120,13 +119,8 @@ def _shuffled(files: list[Path], reader: FogReader, config: FogConfig) -> list[P
     key = sha256_json([_RECIPE, rules, [[reader.name(path), sha256_file(path)] for path in files]])[:32]
     place = cache_root() / "fog" / key
     if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=place.parent))
-        try:
+        with whole_folder(place) as partial:
             _write_parts(files, reader, config, partial)
-            partial.rename(place)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return [PatientData(patient=path.stem, files=(path,)) for path in sorted(place.glob("*.npz"))]
 
 

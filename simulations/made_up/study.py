@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import yaml
 
 from bridge.config import load_yaml, parse_model
 from bridge.errors import ConfigError
-from bridge.files import cause, write_whole
+from bridge.files import cause, whole_folder, write_whole
 from simulations.config import SimulationConfig, load_simulation, set_key
 from simulations.errors import UnwritableError
 from simulations.made_up.checkpoints import write_checkpoint
@@ -54,22 +52,16 @@ def make_study(source: Path, out: Path, *, patients: int = PATIENTS, seed: int =
     _check(settings, out, patients)
     windows = 1 if any(model in _SLOW for model in _published(settings)) else 2
     content = load_yaml(source)
-    partial: Path | None = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        write_recordings(settings.data, partial / "data", patients=patients, windows=windows, seed=seed)
-        weights = _write_weights(settings, partial / "weights", seed)
-        write_whole(partial / "config.yaml", _smaller(content, settings, windows))
-        partial.chmod(0o755)
-        partial.rename(out)
+        with whole_folder(out) as partial:
+            write_recordings(settings.data, partial / "data", patients=patients, windows=windows, seed=seed)
+            weights = _write_weights(settings, partial / "weights", seed)
+            write_whole(partial / "config.yaml", _smaller(content, settings, windows))
+            partial.chmod(0o755)
     except OSError as error:
         raise UnwritableError(
             f"{out}: can't be written", why=cause(error), fix="free space, or name a folder that can be written"
         ) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
     return MadeUp(out, out / "config.yaml", patients, windows, weights)
 
 

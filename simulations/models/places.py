@@ -7,7 +7,6 @@ needs them, `public_vectors.safetensors` (`simulations.models.public`).
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 
 from bridge.encoders.cards import EncoderCard, HeadCard, read_card
 from bridge.errors import WeightsError
+from bridge.files import whole_folder
 from bridge.hashing import sha256_json
 from simulations.errors import UnwritableError
 from simulations.source import cache_root
@@ -67,23 +67,17 @@ def is_encoder(folder: Path) -> bool:
 
 def into_place(make: Callable[[Path], None], target: Path) -> None:
     """Make a folder beside `target`, then rename it: a kill leaves nothing half-made under the final name."""
-    partial: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        make(partial)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
+        with whole_folder(target) as partial:
+            make(partial)
+            if target.exists():
+                shutil.rmtree(target)
     except (OSError, SafetensorError) as error:
         raise UnwritableError(
             f"{target}: the models can't be written",
             why=str(error),
             fix="free space, or set FEDBRIDGE_CACHE to a writable folder",
         ) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def copy(source: Path, folder: Path) -> None:

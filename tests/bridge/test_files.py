@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.files import whole_file, write_whole
+from bridge.files import whole_file, whole_folder, write_whole
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,3 +73,21 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path, delay: float) -> No
     text = path.read_text()
     assert len(text) == 200_000
     assert len(set(text)) == 1
+
+
+def stop_half_way_in(folder: Path) -> None:
+    with whole_folder(folder) as partial:
+        (partial / "half").write_text("x")
+        raise RuntimeError("in the middle")
+
+
+def test_a_folder_has_its_name_when_the_block_ended_well_and_is_gone_otherwise(tmp_path: Path) -> None:
+    place = tmp_path / "above" / "folder"
+    with pytest.raises(RuntimeError, match="in the middle"):
+        stop_half_way_in(place)
+    assert list(place.parent.iterdir()) == []
+    with whole_folder(place) as partial:
+        (partial / "whole").write_text("x")
+        assert not place.exists()
+    assert [path.name for path in place.parent.iterdir()] == ["folder"]
+    assert (place / "whole").read_text() == "x"
