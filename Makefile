@@ -31,7 +31,7 @@ test: install  ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: install  ## real processes, kills, Flower's own engine, full-size networks
-	$(BIN)/python -m pytest -m slow -n 4 --dist loadfile --no-loadscope-reorder --timeout 1500
+	$(BIN)/python -m pytest -m slow -n 5 --dist loadfile --no-loadscope-reorder --timeout 1500
 
 consortium: install  ## nginx, SuperLink and three hospitals on this machine run two studies (needs nginx)
 	$(BIN)/python -m pytest -m slow -s -v tests/deployment/test_consortium.py

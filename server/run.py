@@ -145,10 +145,13 @@ class _Run:
                 "test",
                 self._job,
                 self._releases,
+                self._job.sites.minimum,
             )
             self._book.evaluation = private_evaluation_record(self._job, sums, classes, self._job.seed)
             return
-        pooled = pooled_confusions(*common, training.selection, training.dimensions, kept, kept_round, "test")
+        pooled = pooled_confusions(
+            *common, training.selection, training.dimensions, kept, kept_round, "test", self._job.sites.minimum
+        )
         self._book.evaluation = evaluation_record(pooled, classes)
 
     def _begin(self) -> Training:

@@ -13,6 +13,7 @@ from logging.handlers import RotatingFileHandler
 from bridge.errors import ServiceError
 from bridge.flower_names import flower_module
 from bridge.installation import check_installation
+from client.deployment.in_step import keep_in_step
 from client.deployment.keys import NODE_KEY, executor_secret, node_key
 from client.deployment.places import enter, read_coordinator, write_ca
 from client.site import Site
@@ -33,6 +34,7 @@ def run_supernode(site: Site) -> None:
     arguments = supernode_arguments(site)
     enter(site)
     command = flower_module("flwr.supernode.cli.flower_supernode", ("flower_supernode",)).flower_supernode
+    keep_in_step()
     _keep_log(site)
     sys.argv = ["fedbridge-supernode", *arguments]
     command()

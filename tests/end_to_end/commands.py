@@ -17,6 +17,11 @@ def command(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
+def yielding(name: str, *arguments: str | Path) -> list[str]:
+    """The command at a low priority: what is judged by the clock may run beside it."""
+    return ["nice", "-n", "10", command(name), *map(str, arguments)]
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", **(extra or {})}
 
@@ -37,7 +42,7 @@ def attempt(
 ) -> tuple[int, str]:
     """Exit code and everything printed."""
     done = subprocess.run(
-        [command(name), *map(str, arguments)],
+        yielding(name, *arguments),
         env=environment(extra),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -52,7 +57,7 @@ def attempt(
 def start(name: str, *arguments: str | Path, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start in a process group of its own, so that all of it can be killed."""
     return subprocess.Popen(
-        [command(name), *map(str, arguments)],
+        yielding(name, *arguments),
         env=environment(extra),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
