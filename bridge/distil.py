@@ -9,11 +9,10 @@ windows beside it.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -25,12 +24,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bridge.chain import BATCH
-from bridge.compute import Compute, compute_on, windows_at_once
+from bridge.compute import Compute, compute_on
 from bridge.config import Settings
-from bridge.encoders.cost import training_bytes
 from bridge.encoders.placed import PlacedEncoder
 from bridge.encoders.protocol import Encoder, mean_over_tokens
-from bridge.errors import ConfigError, SelectionError, WindowError
+from bridge.encoders.trainable import TrainableEncoder
+from bridge.errors import SelectionError, WindowError
 from bridge.head import TaskHead
 
 Rival = Literal["kd", "kd_contrast"]
@@ -128,11 +127,11 @@ def distil(
     losses = _train(network, settings, torch.Generator().manual_seed(seed + 1))
     network.modules.requires_grad_(False)
     return Student(
-        encoder=network.copy.to(torch.device("cpu")),
+        encoder=network.encoder.network.to(torch.device("cpu")),
         head=network.head.to("cpu").eval(),
         parameters=sum(each.numel() for each in network.modules.parameters()),
         losses=losses,
-        compute=network.compute,
+        compute=network.encoder.compute,
     )
 
 
@@ -168,26 +167,21 @@ class _Network:
     def __init__(
         self, rival: Rival, encoder: Encoder, lessons: Lessons, settings: RivalSettings, compute: Compute
     ) -> None:
-        if not isinstance(encoder, nn.Module):
-            raise _untrainable("it is no torch.nn.Module")
-        self.settings, self.compute = settings, replace(compute, precision="float32")
-        self.copy = copy.deepcopy(encoder).eval().requires_grad_(True)
-        self.last = encoder.positions - 1
-        width = encoder.layout(self.last, "out")[1]
+        self.settings, self.windows = settings, torch.from_numpy(lessons.windows)
+        self.encoder = TrainableEncoder(
+            encoder, self.windows, compute, what="the new encoder", fix="leave out baselines"
+        )
+        width = encoder.layout(encoder.positions - 1, "out")[1]
         self.head = TaskHead(width, lessons.logits.shape[1])
-        self.modules = nn.ModuleList([self.copy, self.head])
+        self.modules = nn.ModuleList([self.encoder.network, self.head])
         self.old: Tensor | None = None
         if rival == "kd_contrast":
             assert lessons.pooled is not None
             self.old = torch.from_numpy(lessons.pooled)
             self.modules.append(nn.Linear(width, settings.projection))
             self.modules.append(nn.Linear(self.old.shape[1], settings.projection))
-        self.modules.to(self.compute.device)
-        self.windows, self.logits = torch.from_numpy(lessons.windows), torch.from_numpy(lessons.logits)
-        one = self.windows[:1].to(self.compute.device)
-        if not self._pooled(one).requires_grad:
-            raise _untrainable("its results do not depend on its parameters, says torch")
-        self.bytes_of_one = training_bytes(self._pooled, one)
+        self.modules.to(self.encoder.compute.device)
+        self.logits = torch.from_numpy(lessons.logits)
 
     def loss(self, rows: Tensor) -> Tensor:
         """The loss of a batch."""
@@ -199,25 +193,17 @@ class _Network:
         return loss + self.settings.contrast_weight * contrastive_loss(new, old, self.settings.contrast_temperature)
 
     def _features(self, rows: Tensor) -> Tensor:
-        x = self._there(self.windows[rows])
-        at_once = windows_at_once(self.compute, self.bytes_of_one, len(rows))
+        x, at_once = self.windows[rows], self.encoder.at_once(len(rows))
         if at_once >= len(rows):
-            return self._pooled(x)
+            return self.encoder.pooled(x)
         # Windows need each other's features alone: of a part its activations are computed again going back.
         parts = torch.split(x, at_once)
         return torch.cat(
-            [checkpoint(self._pooled, each, use_reentrant=False, preserve_rng_state=False) for each in parts]
+            [checkpoint(self.encoder.pooled, each, use_reentrant=False, preserve_rng_state=False) for each in parts]
         )
 
-    def _pooled(self, x: Tensor) -> Tensor:
-        return mean_over_tokens(self.copy.prefix(x, self.last))
-
     def _there(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.compute.device)
-
-
-def _untrainable(why: str) -> ConfigError:
-    return ConfigError("the new encoder can't be trained as a whole", why=why, fix="leave out baselines")
+        return tensor.to(self.encoder.compute.device)
 
 
 def _check(rival: Rival, encoder: Encoder, lessons: Lessons) -> None:

@@ -10,12 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from bridge.errors import ConfigError
+
 
 def cause(error: OSError) -> str:
     """What the system said, for the `why` of an error; of a copied folder that failed, its first file's."""
     if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
         return str(error.args[0][0][-1])
     return error.strerror or str(error)
+
+
+def require_free(path: Path) -> None:
+    """Raises `ConfigError` where there is something of that name, if only a link to nothing."""
+    if path.exists() or path.is_symlink():
+        raise ConfigError(f"{path} exists already", why="nothing is overwritten", fix="name another folder, or move it")
 
 
 @contextmanager

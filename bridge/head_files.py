@@ -14,8 +14,8 @@ from torch import nn
 
 from bridge.encoders.cards import WEIGHTS, EncoderCard, HeadCard
 from bridge.encoders.loading import load_encoder, save_encoder
-from bridge.errors import ConfigError, WeightsError, WeightsStorageError
-from bridge.files import cause
+from bridge.errors import WeightsError, WeightsStorageError
+from bridge.files import cause, require_free
 from bridge.head import save_head
 
 if TYPE_CHECKING:
@@ -48,10 +48,7 @@ def save_fitted(
     """
     names = [ENCODER, HEAD] if fitted.settings.train == "whole" else [HEAD]
     for name in names:
-        if (folder / name).exists() or (folder / name).is_symlink():
-            raise ConfigError(
-                f"{folder / name} exists already", why="nothing is overwritten", fix="name another folder, or move it"
-            )
+        require_free(folder / name)
     facts = {key: value for key, value in _facts(fitted).items() if key not in left_out} | dict(training)
     partial, made = None, not folder.exists()
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,12 +20,12 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from bridge.chain import BATCH
-from bridge.compute import Compute, compute_on, windows_at_once
+from bridge.compute import Compute, compute_on
 from bridge.config import Settings
-from bridge.encoders.cost import training_bytes
 from bridge.encoders.placed import PlacedEncoder
 from bridge.encoders.pretrain import History, Progress
 from bridge.encoders.protocol import Encoder, mean_over_tokens
+from bridge.encoders.trainable import TrainableEncoder
 from bridge.errors import ConfigError, SelectionError, WindowError
 from bridge.head import TaskHead
 from bridge.head_files import save_fitted
@@ -272,33 +272,27 @@ class _Whole:
     def __init__(
         self, encoder: Encoder, head: TaskHead, x: Tensor, compute: Compute, progress: Progress | None
     ) -> None:
-        if not isinstance(encoder, nn.Module):
-            raise _untrainable("it is no torch.nn.Module")
-        self.x, self.compute, self.last = x, replace(compute, precision="float32"), encoder.positions - 1
-        self.copy = copy.deepcopy(encoder).eval().requires_grad_(True)
-        self.placed = PlacedEncoder(self.copy, self.compute)
-        self.modules = nn.ModuleList([self.copy, head])
-        self.head = head
-        one = x[:1].to(compute.device)
-        if not self._tokens(one).requires_grad:
-            raise _untrainable("its results do not depend on its parameters, says torch")
-        self.bytes_of_one = training_bytes(self._tokens, one)
+        self.encoder = TrainableEncoder(encoder, x, compute, what="this encoder", fix="set train: head")
+        self.x, self.head = x, head
+        self.modules = nn.ModuleList([self.encoder.network, head])
+        self.placed = PlacedEncoder(self.encoder.network, self.encoder.compute)
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.modules.parameters())
 
     def at_once(self, asked: int) -> int:
-        return max(1, windows_at_once(self.compute, self.bytes_of_one, asked))
+        return self.encoder.at_once(asked)
 
     def training_logits(self, rows: Tensor) -> Tensor:
-        pooled = mean_over_tokens(self._tokens(self.x[rows].to(self.compute.device)))
-        logits: Tensor = self.head(pooled.cpu())
+        logits: Tensor = self.head(self.encoder.pooled(self.x[rows]).cpu())
         return logits
 
     @torch.no_grad()
     def logits(self, rows: Tensor) -> Tensor:
         parts = torch.split(rows, BATCH)
-        return torch.cat([self.head(mean_over_tokens(self.placed.prefix(self.x[each], self.last))) for each in parts])
+        return torch.cat(
+            [self.head(mean_over_tokens(self.placed.prefix(self.x[each], self.encoder.last))) for each in parts]
+        )
 
     def state(self) -> dict[str, Tensor]:
         return self.modules.state_dict()
@@ -307,15 +301,8 @@ class _Whole:
         self.modules.load_state_dict(state)
 
     def finished(self) -> Encoder:
-        self.copy.requires_grad_(False)
-        return self.copy.to(torch.device("cpu"))
-
-    def _tokens(self, x: Tensor) -> Tensor:
-        return self.copy.prefix(x, self.last)
-
-
-def _untrainable(why: str) -> ConfigError:
-    return ConfigError("this encoder can't be trained as a whole", why=why, fix="set train: head")
+        self.encoder.network.requires_grad_(False)
+        return self.encoder.network.to(torch.device("cpu"))
 
 
 def _checked(

@@ -14,8 +14,8 @@ import numpy as np
 from bridge.encoders.cards import WEIGHTS, EncoderCard, HeadCard
 from bridge.encoders.loading import load_encoder
 from bridge.encoders.pretrain import Progress
-from bridge.errors import ConfigError, WeightsError, WeightsStorageError
-from bridge.files import cause, whole_folder
+from bridge.errors import WeightsError, WeightsStorageError
+from bridge.files import cause, require_free, whole_folder
 from bridge.head_files import ENCODER, HEAD
 from bridge.head_fit import FittedHead, HeadSettings, fit_head, save_fitted
 from bridge.messages import ReasonCode
@@ -56,7 +56,7 @@ def fit_site_head(
     """
     policy = load_policy(site.policy_path)
     policy.demand_fit()
-    _require_free(out)
+    require_free(out)
     classes = _classes(site)
     card = site.old_card
     found = windows_of(site, "pair", roles=("old",))
@@ -83,11 +83,6 @@ def fit_site_head(
     )
     cards = _write(site, fitted, card, out, classes, policy, seed)
     return SiteFit(fitted, *cards, withdrawn=sum(not each for each in stays.values()))
-
-
-def _require_free(out: Path) -> None:
-    if out.exists() or out.is_symlink():
-        raise ConfigError(f"{out} exists already", why="nothing is overwritten", fix="name another folder, or move it")
 
 
 def _classes(site: Site) -> tuple[str, ...]:

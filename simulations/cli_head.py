@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bridge.errors import ConfigError
+from bridge.files import require_free
 from simulations.cli_options import ConfigArgument, QuietOption, SetOption
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ def fit_command(
     from simulations.progress import bars
     from simulations.split import split_patients
 
-    if out.exists() or out.is_symlink():
-        raise ConfigError(f"{out} exists already", why="nothing is overwritten", fix="name another folder, or move it")
+    require_free(out)
     settings = load_simulation(config, set_ or [])
     with bars(quiet) as progress:
         source = load_source(settings.data, progress)

@@ -24,7 +24,7 @@ from bridge.encoders.loading import save_encoder
 from bridge.encoders.published import PublishedModel
 from bridge.encoders.recipes import RECIPES
 from bridge.errors import ConfigError, WeightsStorageError
-from bridge.files import cause, whole_folder, write_whole
+from bridge.files import cause, require_free, whole_folder, write_whole
 from bridge.windows import Modality, WindowSpec
 
 CONVERSION = "conversion.json"
@@ -85,8 +85,7 @@ def convert(asked: Conversion, file: Path, out: Path) -> EncoderCard:
     where the windows do not fit it, `ConfigError` for options that it has not and for an `out` that exists, and
     `WeightsStorageError` where `out` can't be written.
     """
-    if out.exists() or out.is_symlink():
-        raise ConfigError(f"{out} exists already", why="nothing is overwritten", fix="name another folder, or move it")
+    require_free(out)
     read = read_checkpoint(file)
     tensors, architecture = asked.model.convert(asked.model.unwrap(read.content), asked.window, **asked.options)
     encoder = asked.model.encoder().build(asked.window, architecture, tensors)

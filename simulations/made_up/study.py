@@ -10,7 +10,7 @@ import yaml
 
 from bridge.config import load_yaml, parse_model
 from bridge.errors import ConfigError
-from bridge.files import cause, whole_folder, write_whole
+from bridge.files import cause, require_free, whole_folder, write_whole
 from simulations.config import SimulationConfig, load_simulation, set_key
 from simulations.errors import UnwritableError
 from simulations.made_up.checkpoints import write_checkpoint
@@ -66,8 +66,7 @@ def make_study(source: Path, out: Path, *, patients: int = PATIENTS, seed: int =
 
 
 def _check(settings: SimulationConfig, out: Path, patients: int) -> None:
-    if out.exists() or out.is_symlink():
-        raise ConfigError(f"{out} exists already", why="nothing is overwritten", fix="name another folder, or move it")
+    require_free(out)
     if settings.data.source not in SETS:
         raise ConfigError(
             f"{settings.name}: there are no made-up recordings of its source '{settings.data.source}'",
