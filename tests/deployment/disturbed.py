@@ -96,10 +96,16 @@ class Disturbed:
             text = self.consortium.call("fedbridge-site", "audit", "verify", folder)
             assert "each follows the one before it" in text
 
-    def same_bridge(self, name: str) -> None:
+    def same_result(self, name: str) -> None:
+        """The bridge of a run that nobody disturbed, and the same windows evaluated in the same way."""
         mine = load_file(self.run_folder(name) / "bridge" / "bridge.safetensors")
         its = load_file(self.reference / "bridge" / "bridge.safetensors")
         assert max(float(np.abs(mine[key] - its[key]).max()) for key in its) <= 1e-6
+        evaluated = [
+            json.loads((run / "run.json").read_text(encoding="utf-8"))["evaluation"]["confusion"]
+            for run in (self.run_folder(name), self.reference)
+        ]
+        assert evaluated[0] == evaluated[1]
 
 
 def phase_of(events: Sequence[Mapping[str, Any]]) -> str:

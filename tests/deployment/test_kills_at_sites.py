@@ -26,7 +26,7 @@ def test_whatever_is_killed_at_the_sites_the_run_finishes(tmp_path: Path) -> Non
                     it.kill(*pair)
         until(lambda: status(run) in ("completed", "failed"), 600, "the end")
         assert status(run) == "completed", lines(run / "log.jsonl")[-3:]
-        it.same_bridge("sites")
+        it.same_result("sites")
         it.check_audit_logs()
         assert it.killed == list(KILLS_AT_SITES)
 

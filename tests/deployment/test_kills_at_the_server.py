@@ -27,7 +27,7 @@ def test_whatever_is_killed_at_the_server_the_run_goes_on_or_is_resumed(tmp_path
             one_run(it, name, pending)
             # The ledgers of the sites know a run by it.
             assert (it.run_folder(name) / "run-key").read_text() == key
-            it.same_bridge(name)
+            it.same_result(name)
         it.check_audit_logs()
         assert sorted(it.killed) == sorted(KILLS_AT_THE_SERVER)
     sys.stdout.write(f"{len(KILLS_AT_THE_SERVER)} pairs of process and phase in {runs} run(s)\n")
