@@ -215,7 +215,8 @@ def test_of_two_that_ask_at_once_the_other_survives_a_kill(folder: Path) -> None
         codes[ended(children[0])] += 1
         left = case.left.read_bytes() if case.left.exists() else b""
         assert left in (b"", case.reply, 2 * case.reply)
-        assert not case.computed.exists() or case.computed.stat().st_size == 1
+        # Empty where the kill fell between the file's opening and its first byte.
+        assert not case.computed.exists() or case.computed.stat().st_size <= 1
     assert codes[0] > 0
     sound(site)
 
