@@ -7,6 +7,8 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
+# Each worker reads what it is given, so it is given no module without a slow test.
+SLOW_MODULES = $(shell grep -rl 'pytest.mark.slow' tests --include='test_*.py')
 DIRECTIONS := isruc_eeg2ecg isruc_ecg2eeg wesad_ppg2ecg wesad_ecg2ppg fog_eeg2emg fog_emg2eeg wesad_ppg2ecg_ecgfm
 
 .PHONY: help install demo test test-slow consortium directions lint types format benchmarks clean
@@ -31,7 +33,7 @@ test: install  ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: install  ## real processes, kills, Flower's own engine, full-size networks
-	$(BIN)/python -m pytest -m slow -n 5 --dist loadfile --no-loadscope-reorder --timeout 1500
+	$(BIN)/python -m pytest -m slow -n 5 --dist loadfile --no-loadscope-reorder --timeout 1500 $(SLOW_MODULES)
 
 consortium: install  ## nginx, SuperLink and three hospitals on this machine run two studies (needs nginx)
 	$(BIN)/python -m pytest -m slow -s -v tests/deployment/test_consortium.py

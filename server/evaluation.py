@@ -72,12 +72,12 @@ def pooled_confusions(
 ) -> Pooled:
     """Ask every site to evaluate the bridge of `round_` on its patients of `split`.
 
-    Sites send what their policies permit; one that permits nothing, or fails, has no part in the sums. Sites are asked
-    again, within the job's retries, while fewer than `at_least` answered.
+    Sites send what their policies permit; one that permits nothing, or fails, has no part in the sums. Sites that were
+    lost on the way are asked again, within the job's retries, while fewer than `at_least` answered.
     """
     log.emit("evaluate", state="started", split=split, round=round_, sites=len(exchange.roster))
     expected = Expected((), optional=CONFUSION_ITEMS, dimensions=dimensions)
-    answers = exchange.ask(_question(selection, expected, arrays, round_, split), at_least)
+    answers = exchange.ask(_question(selection, expected, arrays, round_, split), at_least, refusals_stand=True)
     confusion: dict[Kind, NDArray[np.int64]] = {}
     sites: dict[Kind, int] = {}
     for kind in ("bridge", "teacher", "agreement"):
@@ -110,7 +110,7 @@ def pooled_sums(
     lost: dict[str, str] = {}
 
     def ask() -> dict[str, NDArray[np.float64]]:
-        answers = exchange.ask(_question(selection, expected, arrays, round_, split), at_least)
+        answers = exchange.ask(_question(selection, expected, arrays, round_, split), at_least, refusals_stand=True)
         lost.update(answers.lost)
         if not answers.good:
             raise _NobodyError

@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from bridge.job import Job
-from bridge.messages import ARRAYS, CONFIG
+from bridge.messages import ARRAYS, CONFIG, ReasonCode
 from bridge.prototype import Arrays
 from server.book import REFUSED, RunBook
 from server.errors import ReplyError, RunError
@@ -67,18 +67,21 @@ class Exchange:
         self.grid, self.job, self.book, self.log = grid, job, book, log
         self.roster: dict[str, int] = {}
 
-    def ask(self, question: Question, at_least: int = 0) -> Answers:
+    def ask(self, question: Question, at_least: int = 0, *, refusals_stand: bool = False) -> Answers:
         """Ask every site of the roster; repeat up to `sites.retries` times while fewer than `at_least` answered well.
 
         A repetition goes to the sites without a good answer alone: the others' answers stay, since a site answers the
-        same question the same way. Raises nothing for sites that did not answer well.
+        same question the same way. With `refusals_stand`, a site that said why it does not answer isn't asked again
+        either. Raises nothing for sites that did not answer well.
         """
         answers = Answers()
         self._ask(question, sorted(self.roster), answers)
         for attempt in range(1, self.job.sites.retries + 1):
-            if len(answers.good) >= at_least:
-                break
             missing = [site for site in sorted(self.roster) if site not in answers.good]
+            if refusals_stand:
+                missing = [site for site in missing if answers.lost[site] not in ReasonCode.__members__]
+            if len(answers.good) >= at_least or not missing:
+                break
             self.log.emit("retry", phase=question.phase, attempt=attempt, good=len(answers.good), sites=missing)
             self._wait_online(at_least)
             self._ask(question, missing, answers)

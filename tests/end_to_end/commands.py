@@ -19,7 +19,7 @@ def command(name: str) -> str:
 
 def yielding(name: str, *arguments: str | Path) -> list[str]:
     """The command at a low priority: what is judged by the clock may run beside it."""
-    return ["nice", "-n", "10", command(name), *map(str, arguments)]
+    return ["nice", "-n", "5", command(name), *map(str, arguments)]
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

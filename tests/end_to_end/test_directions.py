@@ -15,7 +15,7 @@ from bridge.chain import load_chain, read_manifest
 from tests.conftest import ROOT
 from tests.end_to_end.commands import attempt, call
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def test_a_direction_runs(tmp_path: Path, cache: Mapping[str, str], name: str) -
     assert f"fedbridge-sim run {made / 'config.yaml'} --out" in printed
 
     plan = json.loads(call("fedbridge-sim", "plan", made / "config.yaml", "--json", extra=cache))
-    call("fedbridge-sim", "run", made / "config.yaml", "--out", tmp_path / "run", "--quiet", extra=cache, timeout=900)
+    call("fedbridge-sim", "run", made / "config.yaml", "--out", tmp_path / "run", "--quiet", extra=cache, timeout=1400)
     record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 

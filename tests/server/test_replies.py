@@ -341,3 +341,32 @@ def test_no_reply_raises_anything_but_a_refusal(records: dict[str, Any]) -> None
     except ReplyError as error:
         refusal = str(error)
     assert "'other'" not in refusal
+
+
+@pytest.mark.parametrize(
+    ("wrong", "asked", "lost"),
+    [
+        (lambda *_: None, 2, "NO_REPLY"),
+        (lambda *_: Error(code=5, reason=""), 2, "FLOWER_5"),
+        (lambda *_: Error(code=103, reason=""), 1, "POLICY_FORBIDS"),
+    ],
+)
+def test_who_is_lost_on_the_way_is_asked_again_in_the_last_evaluation_and_who_refuses_is_not(
+    models: Models, tmp_path: Path, wrong: Behaviour, asked: int, lost: str
+) -> None:
+    members = [Site(name) for name in NAMES]
+    first = [wrong]
+
+    def once(site: Site, message: Any, honest: RecordDict) -> Any:
+        return first.pop()(site, message, honest) if first else honest
+
+    members[1].wrong["evaluate"] = once
+    sites = {**SITES, "minimum": 3, "retries": 3}
+    run_server(WireGrid(members), tmp_path / "run", models.folder, models.job(sites=sites))
+    assert [sum(kind == "evaluate" for kind, _ in site.seen) for site in members] == [1, asked, 1]
+    record = read_record(tmp_path / "run")
+    assert [site.lost_turns for site in record.sites] == [[], [f"evaluate test 3: {lost}"], []]
+    run(models, tmp_path / "plain", None)
+    whole = read_record(tmp_path / "plain").evaluation
+    assert record.evaluation is not None
+    assert (record.evaluation == whole) == (asked == 2)
