@@ -1,6 +1,6 @@
 """A consortium whose processes are killed: which are, in which phases of a run, and where a run is at.
 
-The job asks for all three hospitals in every exchange, so a lost answer must be asked for again: whatever was killed,
+The job asks for all hospitals in every exchange, so a lost answer must be asked for again: whatever was killed,
 there is one right bridge, that of a run that nobody disturbed.
 """
 
@@ -24,7 +24,6 @@ from tests.waiting import until
 ROUNDS = 2
 SETTINGS = (
     f"train.rounds={ROUNDS}",
-    "sites.minimum=3",
     "sites.retries=20",
     "sites.timeout_seconds=30",
     "sites.wait_seconds=100",
@@ -46,11 +45,12 @@ PARTS = {"clientapp": "client.deployment.clientapp", "serverapp": "flwr-serverap
 class Disturbed:
     """A consortium and the study whose runs are disturbed; it remembers what it killed when."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, hospitals: int) -> None:
         self.reference = place / "reference"
-        options = [part for each in SETTINGS for part in ("--set", each)]
+        settings = (*SETTINGS, f"partition.hospitals={hospitals}", f"sites.minimum={hospitals}")
+        options = [part for each in settings for part in ("--set", each)]
         call("fedbridge-sim", "run", SMOKE, "--out", self.reference, "--quiet", *options)
-        self.consortium = whole(place / "real", SMOKE, *SETTINGS)
+        self.consortium = whole(place / "real", SMOKE, *settings)
         # Every question is asked many times over here.
         self.consortium.edit_study(attempts=200)
         self.study = self.consortium.build()
@@ -130,9 +130,9 @@ def status(run: Path) -> str:
 
 
 @contextmanager
-def disturbed(place: Path) -> Iterator[Disturbed]:
+def disturbed(place: Path, hospitals: int = 3) -> Iterator[Disturbed]:
     """One that is up, until the test ends."""
-    found = Disturbed(place)
+    found = Disturbed(place, hospitals)
     try:
         found.consortium.up()
         yield found

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 def test_whatever_is_killed_at_the_server_the_run_goes_on_or_is_resumed(tmp_path: Path) -> None:
     pending, runs = list(KILLS_AT_THE_SERVER), 0
-    with disturbed(tmp_path) as it:
+    with disturbed(tmp_path, hospitals=2) as it:
         while pending:
             runs += 1
             assert runs <= 5, pending
