@@ -14,8 +14,10 @@ ALONE = "tests/end_to_end/test_directions.py"
 FIRST = (
     "tests/deployment/test_kills_at_the_server.py",
     "tests/deployment/test_kills_at_sites.py",
-    "tests/end_to_end/test_ledger_kills.py",
     f"{ALONE}::test_a_direction_runs[fog_emg2eeg]",
+    f"{ALONE}::test_a_direction_runs[wesad_ppg2ecg_ecgfm]",
+    f"{ALONE}::test_a_direction_runs[fog_eeg2emg]",
+    "tests/end_to_end/test_ledger_kills.py",
     "tests/end_to_end/test_demo.py",
     ALONE,
     "tests/deployment/test_consortium.py",
