@@ -23,6 +23,9 @@ FIRST = (
     "tests/deployment/test_consortium.py",
     "tests/deployment/test_tutorial.py",
     "tests/deployment/",
+    "tests/server/submission/",
+    "tests/server/coordinator/test_services.py",
+    "tests/client/deployment/",
     "tests/end_to_end/",
     "tests/simulations/",
 )
