@@ -22,14 +22,13 @@ LOOP = "flwr.supernode.start_client_internal"
 _NAMES = ("_pull_and_store_message", "_push_messages", "_insert_message", "RunNotRunningException")
 
 
-def keep_in_step() -> InStep:
+def keep_in_step() -> None:
     """Hold the SuperNode's loop of this process to it. Raises `CodeError` where this Flower is another."""
     module = flower_module(LOOP, ("start_client_internal", *_NAMES))
     found = InStep(module)
     replace_names(
         module, "start_client_internal", {"_pull_and_store_message": found.pull, "_push_messages": found.push}
     )
-    return found
 
 
 class InStep:

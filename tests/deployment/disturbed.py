@@ -60,18 +60,9 @@ class Disturbed:
     def run_folder(self, name: str) -> Path:
         return self.consortium.coordinator / "runs" / name
 
-    def submit(self, name: str, *arguments: str) -> None:
-        self.consortium.call(
-            "fedbridge-server",
-            "run",
-            self.study,
-            "--dir",
-            self.consortium.coordinator,
-            "--name",
-            name,
-            "--detach",
-            *arguments,
-        )
+    def submit(self, name: str) -> None:
+        where = ("--dir", self.consortium.coordinator)
+        self.consortium.call("fedbridge-server", "run", self.study, *where, "--name", name, "--detach")
 
     def service(self, folder: Path, name: str) -> int:
         """Id of a service's process, as its supervisor wrote it down; 0 where it is being started again."""
